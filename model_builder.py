@@ -1,0 +1,147 @@
+"""From a ModelArchitectureConfig to a model: the block, the stack, and every initial weight.
+
+    model = ConfigurableGPT(get_preset_config("qwen3"), seed=0)
+    logits, _ = model(input_ids)              # input_ids [B, T] -> logits [B, T, vocab_size]
+    _, loss = model(input_ids, targets)       # targets [B, T], already shifted by one; -100 is ignored
+
+The model knows no rank, no optimizer and no run. Parallelism walks `model.blocks` from outside.
+"""
+
+import hashlib
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from model_components import FFNS, NORMS, Attention, KVCache, RoPE
+from model_config import ModelArchitectureConfig
+
+IGNORED_TARGET = -100
+
+
+class Block(nn.Module):
+    """Attention, then a feed-forward network, each added to the residual stream."""
+
+    def __init__(self, config: ModelArchitectureConfig, layer: int) -> None:
+        super().__init__()
+        self.pre_norm = config.norm_position == "pre"
+        self.attention_norm = NORMS[config.normalization](config.n_embd, config)
+        self.attention = Attention(config, layer)
+        self.ffn_norm = NORMS[config.normalization](config.n_embd, config)
+        self.ffn = FFNS[config.ffn_type](config)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, kv_cache: KVCache | None = None) -> Tensor:
+        if self.pre_norm:
+            x = x + self.dropout(self.attention(self.attention_norm(x), angles, kv_cache))
+            x = x + self.dropout(self.ffn(self.ffn_norm(x)))
+        else:  # Vaswani et al. 2017: the norm sits on the residual stream itself
+            x = self.attention_norm(x + self.dropout(self.attention(x, angles, kv_cache)))
+            x = self.ffn_norm(x + self.dropout(self.ffn(x)))
+        return x
+
+
+class ConfigurableGPT(nn.Module):
+    """A decoder-only transformer. Its initial weights are a function of (seed, parameter name) alone."""
+
+    def __init__(self, config: ModelArchitectureConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        device = torch.get_default_device()
+        with torch.device("meta"):  # shapes first, so that no weight is initialised twice
+            self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+            learned = config.position_encoding == "learned"
+            self.position_embedding = nn.Embedding(config.block_size, config.n_embd) if learned else None
+            self.rope = RoPE(config) if config.position_encoding == "rope" else None
+            self.dropout = nn.Dropout(config.dropout)
+            self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+            # A post-norm block ends in its own norm
+            pre_norm = config.norm_position == "pre"
+            self.final_norm = NORMS[config.normalization](config.n_embd, config) if pre_norm else nn.Identity()
+            self.lm_head = None if config.weight_tying else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if device.type != "meta":
+            self.to_empty(device=device)
+            init_weights(self, seed)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[vocab_size, n_embd]: the token embedding where they are tied."""
+        return self.token_embedding.weight if self.lm_head is None else self.lm_head.weight
+
+    def forward(
+        self, input_ids: Tensor, targets: Tensor | None = None, kv_cache: KVCache | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """input_ids [B, T]. Without targets: (logits [B, T, V], None). With targets [B, T]: (None, loss), the mean over the
+        targets that are not -100, in nats. With a cache the tokens follow those that it holds. Raises ValueError for
+        more positions than block_size."""
+        B, T = input_ids.shape
+        start = kv_cache.length if kv_cache is not None else 0
+        if start + T > self.config.block_size:
+            raise ValueError(f"{start + T} positions exceed block_size={self.config.block_size}: shorten the input")
+        x = self.token_embedding(input_ids)  # [B, T, C]
+        if self.position_embedding is not None:
+            x = x + self.position_embedding.weight[start : start + T]
+        x = self.dropout(x)
+        angles = self.rope(start, T) if self.rope is not None else None
+        for block in self.blocks:
+            x = block(x, angles, kv_cache)
+        x = self.final_norm(x)
+        if kv_cache is not None:
+            kv_cache.length += T
+        if targets is None:
+            return F.linear(x, self.head_weight), None
+        return None, head_loss(x, self.head_weight, targets)
+
+    def get_num_params(self) -> int:
+        """All parameters; tied weights count once."""
+        return sum(p.numel() for p in self.parameters())
+
+    def get_num_params_non_embedding(self) -> int:
+        """Without token and position embeddings and without the output head: what Qwen's model cards call non-embedding."""
+        outside = {id(self.head_weight): self.head_weight, id(self.token_embedding.weight): self.token_embedding.weight}
+        if self.position_embedding is not None:
+            outside[id(self.position_embedding.weight)] = self.position_embedding.weight
+        return self.get_num_params() - sum(p.numel() for p in outside.values())
+
+
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of x [B, T, C] against targets [B, T] through the head [V, C]; mean over valid targets, 0 if none."""
+    logits = F.linear(x, weight).float().flatten(0, 1)  # [B*T, V]
+    targets = targets.flatten()
+    total = F.cross_entropy(logits, targets, ignore_index=IGNORED_TARGET, reduction="sum")
+    return total / (targets != IGNORED_TARGET).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def init_weights(model: ConfigurableGPT, seed: int) -> None:
+    """Fills every parameter and table, each parameter from a generator of its own, seeded by (seed, name), on the CPU: the
+    same numbers on every device, under every sharding, in every order.
+
+    | parameters                                | distribution                                              |
+    |-------------------------------------------|-----------------------------------------------------------|
+    | norm weights (1-D)                        | 1                                                         |
+    | biases                                    | 0                                                         |
+    | attention.out, ffn.down                   | normal, init_std / sqrt(2 n_layer): 2 n_layer of them add |
+    |                                           | up on the residual stream (GPT-2)                         |
+    | other matrices, embeddings, untied head   | normal, init_std                                          |
+    """
+    config = model.config
+    for name, p in model.named_parameters():
+        if name.endswith("bias"):
+            p.zero_()
+        elif p.dim() == 1:
+            p.fill_(1.0)
+        else:
+            on_residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
+            std = config.init_std / math.sqrt(2 * config.n_layer) if on_residual else config.init_std
+            generator = torch.Generator("cpu").manual_seed(name_seed(seed, name))
+            p.copy_(torch.empty(p.shape, device="cpu").normal_(0.0, std, generator=generator))
+    if model.rope is not None:
+        model.rope.fill_tables()
+
+
+def name_seed(seed: int, name: str) -> int:
+    """63 bits that belong to this seed and this name."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little") >> 1

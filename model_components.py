@@ -1,0 +1,267 @@
+"""The parts of a transformer, and the registries from which model_builder.py picks them by the names in model_config.py.
+
+Shapes: B sequences, T tokens, C = n_embd, H query heads, K key/value heads, D = head_dim, S tokens attended to (T plus cache).
+"""
+
+import functools
+import importlib.util
+import math
+import warnings
+from collections.abc import Callable
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from model_config import ModelArchitectureConfig
+
+NORMS: dict[str, Callable[[int, ModelArchitectureConfig], nn.Module]] = {
+    "layernorm": lambda dim, config: nn.LayerNorm(dim, eps=config.norm_eps, bias=config.bias),
+    "rmsnorm": lambda dim, config: RMSNorm(dim, eps=config.norm_eps),
+}
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "relu": F.relu,
+}
+
+
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) * weight over the last dimension, in the type of x (Zhang & Sennrich 2019)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # torch fuses only equal types; the sum of squares is taken in fp32 inside either way
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
+class RoPE(nn.Module):
+    """Rotary positions (Su et al. 2021) in the half-split layout of LLaMA on Hugging Face: element i of a head is rotated
+    together with element i + D/2. The tables are computed in fp64 and kept in fp32 whatever the model is cast to."""
+
+    def __init__(self, config: ModelArchitectureConfig) -> None:
+        super().__init__()
+        self.config = config
+        shape = (config.block_size, config.head_dim // 2)
+        self.register_buffer("cos", torch.empty(shape, dtype=torch.float32), persistent=False)
+        self.register_buffer("sin", torch.empty(shape, dtype=torch.float32), persistent=False)
+        self.fill_tables()
+
+    def inverse_frequencies(self) -> Tensor:
+        """[D/2] in radians a token, fp64."""
+        c = self.config
+        exponents = torch.arange(0, c.head_dim, 2, dtype=torch.float64, device="cpu") / c.head_dim
+        freq = c.rope_theta**-exponents
+        if c.rope_scaling == "llama3":
+            # Wavelengths shorter than original/high stay, longer than original/low are stretched by the factor, between them
+            # a linear blend: transformers' modeling_rope_utils._compute_llama3_parameters.
+            turns = c.rope_original_block_size * freq / (2 * math.pi)
+            blend = (turns - c.rope_low_freq_factor) / (c.rope_high_freq_factor - c.rope_low_freq_factor)
+            blend = blend.clamp(0.0, 1.0)
+            freq = blend * freq + (1 - blend) * freq / c.rope_scaling_factor
+        return freq
+
+    def fill_tables(self) -> None:
+        if self.cos.is_meta:
+            return
+        positions = torch.arange(self.config.block_size, dtype=torch.float64, device="cpu")
+        angles = torch.outer(positions, self.inverse_frequencies())
+        self.cos.copy_(angles.cos())
+        self.sin.copy_(angles.sin())
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "RoPE":
+        super()._apply(fn, recurse)
+        if self.cos.dtype != torch.float32:  # model.bfloat16() must not round the angles
+            self.cos, self.sin = self.cos.float(), self.sin.float()
+            self.fill_tables()
+        return self
+
+    def forward(self, start: int, T: int) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, D/2] of the positions from `start` on."""
+        return self.cos[start : start + T], self.sin[start : start + T]
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [B, H, T, D] turned by the angles of its positions; computed and returned in fp32."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class KVCache:
+    """The keys and values of every layer, allocated once: 2 x n_layer x [B, K, max_tokens, D]."""
+
+    def __init__(
+        self, config: ModelArchitectureConfig, B: int, max_tokens: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        shape = (config.n_layer, B, config.num_key_value_heads, max_tokens, config.head_dim)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0  # tokens held; the model moves it on after its last layer
+
+    def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds k, v [B, K, T, D] behind what is there and returns all of it, [B, K, S, D]."""
+        end = self.length + k.size(2)
+        assert end <= self.keys.size(3), (end, self.keys.size(3))
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+# Attention backends: (q [B, H, T, D], k and v [B, K, S, D], dropout probability) -> [B, H, T, D]. Always causal: query t is
+# token S - T + t and sees the keys up to itself. K divides H; no backend repeats keys or values in memory.
+
+
+def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
+    """[T, S], True where query t may look."""
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    T, S = q.size(2), k.size(2)
+    mask = causal_mask(T, S, q.device) if 1 < T < S else None  # T = S: is_causal is exact; T = 1: sees everything
+    grouped = q.size(1) != k.size(1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=1 < T == S, enable_gqa=grouped)
+
+
+def attend_manual(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v written out: the reference, and the fastest on CPU for short sequences."""
+    B, H, T, D = q.shape
+    K, S = k.size(1), k.size(2)
+    q = q.reshape(B, K, H // K * T, D)  # the H / K query heads of a group share its keys
+    scores = (q * D**-0.5) @ k.transpose(2, 3)  # [B, K, H/K * T, S]
+    if T > 1:
+        future = torch.full((T, S), -math.inf, dtype=scores.dtype, device=q.device).triu(S - T + 1)
+        scores = scores.view(B, K, H // K, T, S) + future
+    weights = F.dropout(scores.softmax(dim=-1), dropout)
+    return (weights.view(B, K, H // K * T, S).to(v.dtype) @ v).view(B, H, T, D)
+
+
+def flash_attention(package: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+    """A backend over one of the flash-attn packages, whose layout is [B, T, H, D] and whose causal mask is aligned to the
+    last key, as ours is."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        kernel = importlib.import_module(package).flash_attn_func
+        options = {"dropout_p": dropout} if package == "flash_attn" else {}  # only FA2 has dropout
+        out = kernel(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), causal=True, **options)
+        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+
+    return attend
+
+
+FLASH_PACKAGES = {
+    "flash_attn_2": ("flash_attn", "pip install flash-attn"),
+    "flash_attn_3": ("flash_attn_interface", "build hopper/ of the flash-attention repository"),
+    "flash_attn_4": ("flash_attn.cute", "pip install flash-attn-4"),
+}
+
+ATTENTION_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
+    "sdpa": attend_sdpa,
+    "manual": attend_manual,
+    **{name: flash_attention(package) for name, (package, _) in FLASH_PACKAGES.items()},
+}
+
+
+def backend_problem(name: str, device_type: str, dtype: torch.dtype, dropout: float = 0.0) -> str | None:
+    """Why the backend cannot run on such tensors here, or None."""
+    if name not in FLASH_PACKAGES:
+        return None
+    package, how = FLASH_PACKAGES[name]
+    if device_type != "cuda":
+        return f"it needs a CUDA device, the tensors are on {device_type}"
+    if dtype not in (torch.float16, torch.bfloat16):
+        return f"it needs float16 or bfloat16, the tensors are {dtype}"
+    if dropout and name != "flash_attn_2":
+        return "it has no dropout"
+    try:
+        found = importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # the parent of a dotted name
+        found = False
+    return None if found else f"the package {package} is not installed ({how})"
+
+
+# A constant to the compiler: it runs while a graph is traced, never inside one.
+@torch.compiler.assume_constant_result
+def choose_backend(name: str, device_type: str, dtype: torch.dtype, T: int, dropout: float) -> str:
+    """The backend that runs: `name` itself, sdpa with one warning where it cannot, and for `auto` the fixed choice for the
+    device and the length (law 12: a table, not a measurement)."""
+    if name == "auto":
+        # On CPU torch's flash kernel runs at a tenth of the matmul rate; two plain matmuls win while the scores stay in cache.
+        return "manual" if device_type == "cpu" and 1 < T <= CPU_MANUAL_ATTENTION_MAX_T else "sdpa"
+    problem = backend_problem(name, device_type, dtype, dropout)
+    if problem:
+        warn_once(f"attention_backend={name!r} cannot run here: {problem}; using sdpa")
+        return "sdpa"
+    return name
+
+
+CPU_MANUAL_ATTENTION_MAX_T = 512
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=2)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with H query heads that share K heads of keys and values."""
+
+    def __init__(self, config: ModelArchitectureConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.num_key_value_heads, config.head_dim
+        self.backend = config.attention_backend
+        self.dropout = config.dropout
+        # One matmul for queries, keys and values; rows in this order: H heads of q, K of k, K of v
+        self.qkv = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim, bias=config.bias)
+        self.out = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
+        self.q_norm = NORMS[config.normalization](self.head_dim, config) if config.qk_norm else nn.Identity()
+        self.k_norm = NORMS[config.normalization](self.head_dim, config) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, kv_cache: KVCache | None = None) -> Tensor:
+        B, T, C = x.shape
+        heads = self.qkv(x).view(B, T, -1, self.head_dim)  # [B, T, H + 2K, D]
+        q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=2)
+        q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # [B, H or K, T, D]
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
+        q, k = q.to(v.dtype), k.to(v.dtype)
+        if kv_cache is not None:
+            k, v = kv_cache.update(self.layer, k, v)
+        dropout = self.dropout if self.training else 0.0
+        backend = choose_backend(self.backend, x.device.type, v.dtype, T, dropout)
+        y = ATTENTION_BACKENDS[backend](q, k, v, dropout)  # [B, H, T, D]
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))
+
+
+class StandardFFN(nn.Module):
+    """down(act(up(x)))"""
+
+    def __init__(self, config: ModelArchitectureConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, config.d_ff, bias=config.bias)
+        self.down = nn.Linear(config.d_ff, config.n_embd, bias=config.bias)
+        self.act = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.act(self.up(x)))
+
+
+class SwiGLU(nn.Module):
+    """down(act(gate(x)) * up(x)) (Shazeer 2020); gate and up are one matmul, gate's rows first."""
+
+    def __init__(self, config: ModelArchitectureConfig) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(config.n_embd, 2 * config.d_ff, bias=config.bias)
+        self.down = nn.Linear(config.d_ff, config.n_embd, bias=config.bias)
+        self.act = ACTIVATIONS[config.activation]
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(self.act(gate) * up)
+
+
+FFNS: dict[str, Callable[[ModelArchitectureConfig], nn.Module]] = {"standard": StandardFFN, "swiglu": SwiGLU}
