@@ -5,8 +5,8 @@ Shapes: B sequences, T tokens, C = n_embd, H query heads, K key/value heads, D =
 
 import functools
 import importlib.util
+import logging
 import math
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -202,7 +202,7 @@ CPU_MANUAL_ATTENTION_MAX_T = 512
 
 @functools.cache
 def warn_once(message: str) -> None:
-    warnings.warn(message, stacklevel=2)
+    logging.getLogger("nanofoundry").warning(message)
 
 
 class Attention(nn.Module):

@@ -1,0 +1,357 @@
+"""Weights from Hugging Face: GPT-2, LLaMA and Qwen3 checkpoints as a ConfigurableGPT.
+
+    model = load_hf("/models/Qwen3-0.6B")    # a folder with config.json and safetensors
+    model = load_hf("Qwen/Qwen3-0.6B")       # or a name on the hub
+
+FAMILIES holds all that is particular to a family, as tables that read the same in both directions: our configuration fields
+beside theirs, our modules beside theirs. JSON and safetensors are all that is ever opened: no pickle, no remote code.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from model_builder import ConfigurableGPT
+from model_config import ModelArchitectureConfig, did_you_mean
+
+# How Hugging Face lays out one of our tensors: views of ours, one for each of theirs. A vector has no transpose.
+LAYOUTS: dict[str, Callable[[Tensor, ModelArchitectureConfig], tuple[Tensor, ...]]] = {
+    "same": lambda t, c: (t,),
+    "transpose": lambda t, c: (t.t(),),  # GPT-2's Conv1D keeps [in, out]
+    "q k v": lambda t, c: t.split([n * c.head_dim for n in (c.n_head, c.num_key_value_heads, c.num_key_value_heads)]),
+    "gate up": lambda t, c: t.split([c.d_ff, c.d_ff]),
+}
+
+# Their name -> ours. For the way back the first of several names is the one that the family's authors use.
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu": "gelu", "gelu_python": "gelu", "silu": "silu", "swish": "silu", "relu": "relu",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A `model_type` of Hugging Face."""
+
+    prefix: str  # before every tensor but lm_head; the file of a model without a head has none
+    fixed: dict[str, Any]  # our fields that all its members share
+    fields: dict[str, str]  # our field -> theirs; where there are two, ours says both at once
+    defaults: dict[str, Any]  # of its config class in transformers, for what config.json may leave out; the sizes may not
+    only: dict[str, Any]  # their field -> the one value that we can express, which is also the default
+    modules: dict[str, tuple[str, ...]]  # ours -> layout and theirs, each with its weight and, where there is one, its bias
+    buffers: str  # a pattern of tensors that hold no weights: old files have causal masks and frequencies
+
+
+LLAMA = Family(
+    prefix="model.",
+    fixed=dict(
+        normalization="rmsnorm", norm_position="pre", position_encoding="rope", ffn_type="swiglu", qk_norm=False,
+    ),
+    fields=dict(
+        vocab_size="vocab_size", block_size="max_position_embeddings", n_embd="hidden_size", d_ff="intermediate_size",
+        n_layer="num_hidden_layers", n_head="num_attention_heads", num_key_value_heads="num_key_value_heads",
+        head_dim="head_dim", activation="hidden_act", norm_eps="rms_norm_eps", bias="attention_bias mlp_bias",
+        weight_tying="tie_word_embeddings", init_std="initializer_range",
+    ),
+    # None: n_head of them, n_embd / n_head wide, as with us
+    defaults=dict(
+        num_key_value_heads=None, head_dim=None, hidden_act="silu", rms_norm_eps=1e-6, attention_bias=False, mlp_bias=False,
+        tie_word_embeddings=False, initializer_range=0.02, rope_theta=1e4,
+    ),
+    only=dict(),
+    modules={
+        "token_embedding": ("same", "model.embed_tokens"),
+        "blocks.{i}.attention_norm": ("same", "model.layers.{i}.input_layernorm"),
+        "blocks.{i}.attention.qkv": (
+            "q k v",
+            "model.layers.{i}.self_attn.q_proj",
+            "model.layers.{i}.self_attn.k_proj",
+            "model.layers.{i}.self_attn.v_proj",
+        ),
+        "blocks.{i}.attention.out": ("same", "model.layers.{i}.self_attn.o_proj"),
+        "blocks.{i}.ffn_norm": ("same", "model.layers.{i}.post_attention_layernorm"),
+        "blocks.{i}.ffn.gate_up": ("gate up", "model.layers.{i}.mlp.gate_proj", "model.layers.{i}.mlp.up_proj"),
+        "blocks.{i}.ffn.down": ("same", "model.layers.{i}.mlp.down_proj"),
+        "final_norm": ("same", "model.norm"),
+        "lm_head": ("same", "lm_head"),
+    },
+    buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+)  # fmt: skip
+
+# Source: transformers 5.23, models/{gpt2,llama,qwen3}. Two options are left alone because they only change the order of a
+# sum: GPT-2's reorder_and_upcast_attn and LLaMA's pretraining_tp.
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        prefix="transformer.",
+        fixed=dict(
+            normalization="layernorm", norm_position="pre", position_encoding="learned", ffn_type="standard", qk_norm=False,
+            bias=True,
+        ),
+        fields=dict(
+            vocab_size="vocab_size", block_size="n_positions", n_embd="n_embd", d_ff="n_inner", n_layer="n_layer",
+            n_head="n_head", activation="activation_function", norm_eps="layer_norm_epsilon",
+            weight_tying="tie_word_embeddings", init_std="initializer_range",
+        ),
+        # n_inner None: 4 n_embd, as with us
+        defaults=dict(
+            n_inner=None, activation_function="gelu_new", layer_norm_epsilon=1e-5, tie_word_embeddings=True,
+            initializer_range=0.02,
+        ),
+        only=dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
+        modules={
+            "token_embedding": ("same", "transformer.wte"),
+            "position_embedding": ("same", "transformer.wpe"),
+            "blocks.{i}.attention_norm": ("same", "transformer.h.{i}.ln_1"),
+            "blocks.{i}.attention.qkv": ("transpose", "transformer.h.{i}.attn.c_attn"),
+            "blocks.{i}.attention.out": ("transpose", "transformer.h.{i}.attn.c_proj"),
+            "blocks.{i}.ffn_norm": ("same", "transformer.h.{i}.ln_2"),
+            "blocks.{i}.ffn.up": ("transpose", "transformer.h.{i}.mlp.c_fc"),
+            "blocks.{i}.ffn.down": ("transpose", "transformer.h.{i}.mlp.c_proj"),
+            "final_norm": ("same", "transformer.ln_f"),
+            "lm_head": ("same", "lm_head"),
+        },
+        buffers=r"h\.\d+\.attn\.(masked_)?bias",
+    ),
+    "llama": LLAMA,
+    "qwen3": Family(
+        prefix=LLAMA.prefix,
+        fixed=LLAMA.fixed | dict(qk_norm=True, bias=False),
+        fields={ours: theirs for ours, theirs in LLAMA.fields.items() if ours != "bias"},
+        # head_dim and num_key_value_heads have defaults in Qwen3Config too, but as sizes: 128 and 32
+        defaults=dict(
+            hidden_act="silu", rms_norm_eps=1e-6, tie_word_embeddings=False, initializer_range=0.02, rope_theta=1e4,
+        ),
+        only=dict(attention_bias=False, use_sliding_window=False),
+        modules=LLAMA.modules | {
+            "blocks.{i}.attention.q_norm": ("same", "model.layers.{i}.self_attn.q_norm"),
+            "blocks.{i}.attention.k_norm": ("same", "model.layers.{i}.self_attn.k_norm"),
+        },
+        buffers=LLAMA.buffers,
+    ),
+}  # fmt: skip
+
+# rope_parameters (transformers 5) or rope_scaling (4) of type llama3: our field -> theirs
+LLAMA3_ROPE = {
+    "rope_scaling_factor": "factor",
+    "rope_low_freq_factor": "low_freq_factor",
+    "rope_high_freq_factor": "high_freq_factor",
+    "rope_original_block_size": "original_max_position_embeddings",
+}
+
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors; the others are quantised, with scales that we do not read
+
+
+@torch.no_grad()
+def load_hf(dir_or_id: str) -> ConfigurableGPT:
+    """The model in a folder of Hugging Face's layout, or under a name on its hub: fp32, on the CPU.
+
+    The weights go over tensor by tensor, so that never more than one of them is held twice. Dropout is 0.0 whatever
+    config.json says: it belongs to a training run, not to the weights. Raises ValueError, in one line, for a model_type or an
+    option that we cannot express, for a missing, unexpected, misshapen or quantised tensor, for a tied lm_head that differs
+    from the embedding, for a damaged file, for weights that are not safetensors, and where the hub gives nothing.
+    """
+    folder = find_folder(dir_or_id)
+    hf_config = read_json(folder / "config.json")
+    try:
+        config = config_from_hf(hf_config)
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    family = FAMILIES[hf_config["model_type"]]
+    with ExitStack() as open_files:
+        tensors = open_tensors(folder, family, open_files)
+        with torch.device("meta"):
+            model = ConfigurableGPT(config)
+        check_tensors(tensors, model, family, folder)  # before any memory is taken
+        model.to_empty(device="cpu")
+        for name, p in model.named_parameters():
+            for hf_name, view in as_hf(name, p, family, config).items():
+                view.copy_(tensors.pop(hf_name.removeprefix(family.prefix)).read())
+        head = tensors.get("lm_head.weight")  # still there: stored, though tied
+        if head is not None and not torch.equal(head.read().float(), model.head_weight):
+            raise ValueError(f"{head.path}: lm_head.weight differs from the token embedding, but config.json ties them")
+    if model.rope is not None:
+        model.rope.fill_tables()
+    return model
+
+
+def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:
+    """What a config.json of transformers 4 or 5 describes, with dropout 0.0. Raises ValueError, naming the field and its value,
+    for what we cannot express, and for a size that is not there."""
+    model_type = hf_config.get("model_type")
+    if str(model_type) not in FAMILIES:
+        raise ValueError(f"model_type={model_type!r} is not supported{did_you_mean(model_type, FAMILIES)}")
+    family = FAMILIES[model_type]
+    for name, value in {**family.only, "quantization_config": None}.items():
+        if hf_config.get(name, value) != value:
+            raise ValueError(f"{name}={hf_config[name]!r} cannot be expressed here, only {value!r}")
+    for kind in hf_config.get("layer_types") or ():
+        if kind != "full_attention":
+            raise ValueError(f"layer_types={kind!r} cannot be expressed here, only 'full_attention'")
+
+    ours = {**family.fixed, "dropout": 0.0}
+    for name, theirs in family.fields.items():
+        hf_names = theirs.split()
+        values = [hf_field(hf_config, hf_name, family.defaults) for hf_name in hf_names]
+        if any(value != values[0] for value in values):
+            both = " with ".join(f"{hf_name}={value!r}" for hf_name, value in zip(hf_names, values, strict=True))
+            raise ValueError(f"{both} cannot be expressed here: one {name!r} says both")
+        if name == "activation":
+            if str(values[0]) not in ACTIVATIONS:
+                raise ValueError(f"{hf_names[0]}={values[0]!r} is not supported{did_you_mean(values[0], ACTIVATIONS)}")
+            values[0] = ACTIVATIONS[values[0]]
+        ours[name] = values[0]
+    if ours["position_encoding"] == "rope":
+        ours |= rope_from_hf(hf_config, family)
+    return ModelArchitectureConfig(**ours)
+
+
+def rope_from_hf(hf_config: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Our RoPE fields. transformers 5 keeps theirs in rope_parameters; 4 has rope_theta beside them and the rest in
+    rope_scaling. Where both speak, the precedence is that of convert_rope_params_to_dict in modeling_rope_utils.py."""
+    where = "rope_scaling" if hf_config.get("rope_scaling") else "rope_parameters"
+    rope = hf_config.get(where) or {}
+    if not isinstance(rope, dict):
+        raise ValueError(f"{where}={rope!r} is not a dictionary")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "llama3"):
+        raise ValueError(f"rope_type={rope_type!r} in {where} cannot be expressed here, only 'default' and 'llama3'")
+    partial = rope.get("partial_rotary_factor", hf_config.get("partial_rotary_factor"))
+    if partial not in (None, 1.0):
+        raise ValueError(f"partial_rotary_factor={partial!r} cannot be expressed here, only 1.0")
+    scaling = LLAMA3_ROPE if rope_type == "llama3" else {}
+    known = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *scaling.values())
+    for name in [name for name in rope if name not in known]:
+        raise ValueError(f"{name}={rope[name]!r} in {where} cannot be expressed here with rope_type={rope_type!r}")
+    theta = rope.get("rope_theta", hf_field(hf_config, "rope_theta", family.defaults))
+    fields = {"rope_theta": theta, "rope_scaling": "llama3" if scaling else "none"}
+    return fields | {name: hf_field(rope, hf_name, {}, f" in {where}") for name, hf_name in scaling.items()}
+
+
+def hf_field(fields: dict[str, Any], name: str, defaults: dict[str, Any], where: str = "") -> Any:
+    if name not in defaults and fields.get(name) is None:
+        raise ValueError(f"{name} is missing{where}")
+    return fields.get(name, defaults.get(name))
+
+
+def as_hf(name: str, tensor: Tensor, family: Family, config: ModelArchitectureConfig) -> dict[str, Tensor]:
+    """Our parameter `name`, or its gradient, as Hugging Face names and shapes it: views of `tensor`. To copy into them is to
+    import, to read them is to export."""
+    module, leaf = name.rsplit(".", 1)
+    layer = re.search(r"\.(\d+)\.", module)
+    layout, *hf_modules = family.modules[re.sub(r"\.\d+\.", ".{i}.", module)]
+    hf_names = [f"{hf_module.format(i=layer and layer[1])}.{leaf}" for hf_module in hf_modules]
+    return dict(zip(hf_names, LAYOUTS[layout](tensor, config), strict=True))
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in an open safetensors file; `read` brings it into memory."""
+
+    name: str
+    path: Path
+    file: Any
+
+    @property
+    def shape(self) -> list[int]:
+        return self.file.get_slice(self.name).get_shape()
+
+    @property
+    def dtype(self) -> str:
+        return self.file.get_slice(self.name).get_dtype()
+
+    def read(self) -> Tensor:
+        try:
+            return self.file.get_tensor(self.name)
+        except SafetensorError as error:
+            raise ValueError(f"{self.path} is damaged at tensor {self.name}: {error}") from None
+
+
+def open_tensors(folder: Path, family: Family, open_files: ExitStack) -> dict[str, StoredTensor]:
+    """Every tensor of the folder, under its name without the family's prefix."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.exists():
+        paths = [single]
+    elif index.exists():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise ValueError(f"{index} is damaged: it has no weight_map")
+        paths = [folder / file for file in sorted(set(map(str, shards.values())))]
+    else:
+        pickles = "; its .bin files are pickles, which are never opened" if any(folder.glob("*.bin")) else ""
+        raise ValueError(f"{folder} needs model.safetensors, or model.safetensors.index.json and its shards{pickles}")
+
+    tensors: dict[str, StoredTensor] = {}
+    for path in paths:
+        try:
+            file = open_files.enter_context(safe_open(path, framework="pt", device="cpu"))
+        except FileNotFoundError:
+            raise ValueError(f"{path} is missing, but {index.name} names it") from None
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        for name in file.keys():  # noqa: SIM118 (not a dict)
+            bare = name.removeprefix(family.prefix)
+            if bare in tensors:
+                raise ValueError(f"{path}: tensor {name} is stored twice, also in {tensors[bare].path.name}")
+            tensors[bare] = StoredTensor(name, path, file)
+    return tensors
+
+
+def check_tensors(tensors: dict[str, StoredTensor], model: ConfigurableGPT, family: Family, folder: Path) -> None:
+    """Raises ValueError unless the file has every tensor of the model, in its shape, and nothing else that is a weight."""
+    wanted = {}
+    for name, p in model.named_parameters():
+        wanted |= as_hf(name, p, family, model.config)
+    if model.config.weight_tying and "lm_head.weight" in tensors:
+        wanted["lm_head.weight"] = model.head_weight
+    for hf_name, view in wanted.items():
+        stored = tensors.get(hf_name.removeprefix(family.prefix))
+        if stored is None:
+            raise ValueError(f"{folder}: tensor {hf_name} {list(view.shape)} is missing")
+        if stored.shape != list(view.shape):
+            raise ValueError(f"{stored.path}: tensor {stored.name} is {stored.shape}, config.json wants {list(view.shape)}")
+        if stored.dtype not in FLOAT_DTYPES:
+            raise ValueError(
+                f"{stored.path}: tensor {stored.name} holds {stored.dtype}, wanted one of {', '.join(FLOAT_DTYPES)}"
+            )
+    known = {hf_name.removeprefix(family.prefix) for hf_name in wanted}
+    for name, stored in tensors.items():
+        if name not in known and not re.fullmatch(family.buffers, name):
+            raise ValueError(f"{stored.path}: tensor {stored.name} {stored.shape} is unexpected: the model has no such part")
+
+
+def find_folder(dir_or_id: str) -> Path:
+    """The folder itself, or the hub's snapshot of that name, downloaded unless it is in the hub's cache."""
+    folder = Path(dir_or_id).expanduser()
+    if folder.is_dir():
+        return folder
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(f"{dir_or_id!r} is not a folder; to ask the hub for it: pip install huggingface_hub") from None
+    try:
+        return Path(snapshot_download(str(dir_or_id), allow_patterns=["*.json", "model*.safetensors"]))
+    except Exception as error:  # the hub's client fails with its own types, httpx's, OSError and ValueError
+        reason = next(iter(str(error).splitlines()), "")
+        raise ValueError(
+            f"{dir_or_id!r} is not a folder, nor could the hub give it: {type(error).__name__}: {reason}"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} is missing") from None
+    except ValueError as error:  # bad JSON, bad UTF-8
+        raise ValueError(f"{path} is damaged: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
+    return content

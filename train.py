@@ -1,0 +1,274 @@
+"""Trains a language model from scratch.
+
+    python train.py config/quickstart.py
+    python train.py config/full_qwen3_0.6b.py --max_iters=10 --compile=False
+    python train.py config/full_qwen3_1.5b.py --print_config     # the resolved configuration as JSON, and exit
+
+A config file sets fields of ModelArchitectureConfig (model_config.py) and TrainConfig (training/config.py); flags overrule it.
+The run folder, `out_dir`, receives a log of JSON lines and checkpoints; the same command again goes on from the newest.
+Exit codes: 0 done, 2 wrong input, 75 stopped by a signal after saving, 1 anything else.
+"""
+
+import contextlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model_builder import ConfigurableGPT
+from model_config import ModelArchitectureConfig
+from training import checkpoint, dist, flops, metrics
+from training.config import load_config, user_errors
+from training.data import BatchLoader, dataset_folder, dropout_seed, evaluation_batches, tokenizer_files
+from training.evaluate import bits_per_byte, evaluate
+from training.optim import build_optimizers, learning_rate_at, set_learning_rate
+from training.shards import open_tokens
+
+ROOT = Path(__file__).resolve().parent
+EXIT_STOPPED = 75
+
+
+def main(argv: Sequence[str]) -> int:
+    logging.basicConfig(format="%(message)s")
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return 0
+    with user_errors():
+        print_config = "--print_config" in argv
+        model_config, config = load_config([a for a in argv if a != "--print_config"])
+    tokens_per_step = config.tokens_per_step(model_config.block_size)
+    with torch.device("meta"):
+        shape = ConfigurableGPT(model_config)
+    derived = {
+        "params": shape.get_num_params(),
+        "params_non_embedding": shape.get_num_params_non_embedding(),
+        "flops_per_token": flops.flops_per_token(model_config),
+        "tokens_per_step": tokens_per_step,
+    }
+    resolved = {"model": asdict(model_config), "train": asdict(config)}
+    if print_config:
+        print(json.dumps(resolved | {"derived": derived}, indent=2))
+        return 0
+
+    # Build. Whatever is wrong with the input ends here, before a file is touched.
+    with user_errors():
+        world = dist.World.from_environment()
+        if world.size > 1:
+            raise ValueError(f"WORLD_SIZE={world.size}: this version trains in one process; start it without torchrun")
+        stop = dist.StopSignals()
+        dist.keep_freed_memory()
+        device = dist.select_device(config.device, world.local_rank)
+        dtype = dist.select_dtype(config.dtype, device)
+        out_dir = metrics.writable_folder(config.out_dir)
+        data_dir = prepared_dataset(config.dataset)
+        data_dtype = None if config.data_dtype == "auto" else config.data_dtype
+        train_tokens, val_tokens = (
+            open_tokens(data_dir, split, model_config.vocab_size, data_dtype) for split in ("train", "val")
+        )
+        T, B = model_config.block_size, config.batch_size
+        loader = BatchLoader(train_tokens, T, B, config.gradient_accumulation_steps, config.seed, world.rank, world.size)
+        eval_splits = {"train": train_tokens, "val": val_tokens}
+        for tokens in eval_splits.values():
+            evaluation_batches(tokens, T, B, 1)  # long enough for one window?
+
+        source = None if config.init_from == "scratch" else checkpoint.find_checkpoint(config.out_dir)
+        state: dict[str, Any] = {"step": 0, "trained_s": 0.0, "best": None}
+        if source is None and config.init_from.startswith("hf:"):
+            model = load_pretrained(config.init_from.removeprefix("hf:"), model_config, device)
+        else:
+            with device:
+                model = ConfigurableGPT(model_config, seed=config.seed)
+        optimizers = build_optimizers(model, config, device)
+        scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        if source is not None:
+            state, saved_config = checkpoint.load_state(source)
+            checkpoint.check_resumable(source, state, saved_config, resolved, train_tokens.fingerprint)
+            checkpoint.load_weights(source, model)
+            checkpoint.load_optimizers(source, model, optimizers)
+            scaler.load_state_dict(state["grad_scaler"])
+        elif config.init_from == "resume":
+            raise ValueError(f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto")
+
+    notes = model_config.notes() + config.notes()
+    if config.use_zero1 or config.use_fsdp:
+        notes.append(f"{'use_zero1' if config.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one")
+    if config.compile:
+        if problem := dist.compile_problem(device):
+            notes.append(f"compile=True is switched off: {problem}")
+        else:
+            model.compile(dynamic=False)
+    out_dir.mkdir(parents=True, exist_ok=True)
+    if source is None and not config.eval_only and (aside := checkpoint.set_aside_checkpoints(out_dir)):
+        notes.append(f"the checkpoints of an earlier run are now in {aside}")
+    for file in tokenizer_files(data_dir):
+        shutil.copy(file, out_dir)
+    hardware = {
+        "device": device.type,
+        "device_name": dist.device_name(device),
+        "world_size": world.size,
+        "dtype": str(dtype).removeprefix("torch."),
+        "peak_flops_per_s": flops.peak_flops_per_s(dist.device_name(device)),
+    }
+    data = {"dataset": str(data_dir), "fingerprint": train_tokens.fingerprint, "bytes_per_token": val_tokens.bytes_per_token}
+    run_log = metrics.RunLog(out_dir)
+    run_log.write(
+        "run_start",
+        command=[Path(sys.argv[0]).name, *argv],
+        config=resolved,
+        model={"architecture_name": model_config.get_architecture_name(), **derived},
+        data=data,
+        hardware=hardware,
+        versions=metrics.versions(),
+        git=metrics.git_state(),
+        start_step=state["step"],
+    )
+    wandb = metrics.WandbLog(config, resolved) if config.wandb_log else None
+    progress = metrics.Progress(state["step"], config.max_iters)
+    progress.say(f"{model_config.summary()}\n{derived['params']:,} parameters, {tokens_per_step:,} tokens a step")
+    progress.say(f"{hardware['device_name']}, {hardware['dtype']}; run log {run_log.path}")
+    for note in notes:
+        progress.say(f"note: {note}")
+    if source is not None:
+        progress.say(f"going on from {source}; --init_from=scratch starts over")
+
+    # The loop: evaluate, save, stop, step, log.
+    autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+    start_step = step = state["step"]
+    best = state["best"]  # of the saved checkpoints: {"step", "val_loss"}
+    saved_step = step if source is not None else None
+    batches = loader.prefetched(step, device)
+    timer = metrics.StepTimer(state["trained_s"])
+    checkpoint_interval = config.checkpoint_interval or config.eval_interval
+    reason = "done"
+    try:
+        while True:
+            last = step >= config.max_iters
+            losses = {}
+
+            if config.eval_only or (step != saved_step and (last or step % config.eval_interval == 0) and not stop.received):
+                for split, tokens in eval_splits.items():
+                    losses[split] = evaluate(model, evaluation_batches(tokens, T, B, config.eval_iters), device, autocast)
+                bpb = bits_per_byte(losses["val"], val_tokens.bytes_per_token)
+                result = {"train_loss": losses["train"], "val_loss": losses["val"], "val_bits_per_byte": bpb}
+                run_log.write("eval", step=step, tokens=step * tokens_per_step, **result)
+                if wandb:
+                    wandb.write("eval", step, **result)
+                in_bytes = "" if bpb is None else f", {bpb:.4f} bits per byte"
+                progress.say(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}{in_bytes}")
+
+            save_due = last or stop.received or (step > start_step and step % checkpoint_interval == 0)
+            if save_due and step != saved_step and not config.eval_only:
+                if losses and (best is None or losses["val"] < best["val_loss"]):
+                    best = {"step": step, "val_loss": losses["val"]}
+                state = {
+                    "step": step,
+                    "tokens": step * tokens_per_step,
+                    "trained_s": timer.trained_s,
+                    "val_loss": losses.get("val"),
+                    "best": best,
+                    "grad_scaler": scaler.state_dict(),
+                    "data": data,
+                }
+                path = checkpoint.save_checkpoint(out_dir, model, optimizers, state, resolved)
+                if not config.always_save_checkpoint:
+                    checkpoint.prune_checkpoints(out_dir, config.keep_last, {best["step"]} if best else set())
+                run_log.write("checkpoint", step=step, path=str(path))
+                saved_step = step
+
+            if stop.received:
+                reason = f"signal {stop.received}"
+            if last or stop.received or config.eval_only:
+                break
+
+            timer.start()
+            lr = learning_rate_at(step, config)
+            set_learning_rate(optimizers, lr)
+            step_loss = torch.zeros((), device=device)
+            for micro_step in loader.own_micro_steps:
+                x, y = next(batches)
+                if model_config.dropout:
+                    torch.manual_seed(dropout_seed(config.seed, step, micro_step))
+                with autocast:
+                    _, loss = model(x, y)
+                # Every window is full, so the mean over micro-batches is the mean over the step's tokens
+                loss = loss / config.gradient_accumulation_steps
+                scaler.scale(loss).backward()
+                step_loss += loss.detach()
+            for optimizer in optimizers:
+                scaler.unscale_(optimizer)
+            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or float("inf"))
+            for optimizer in optimizers:
+                scaler.step(optimizer)
+                optimizer.zero_grad(set_to_none=True)
+            scaler.update()
+            step += 1
+
+            logging_step = step % config.log_interval == 0 or step in (start_step + 1, config.max_iters)
+            if logging_step:
+                loss_now, norm_now = step_loss.item(), grad_norm.item()  # waits for the device, so that the clock is right
+            timer.stop(steps=1)
+            if logging_step:
+                dt_ms = timer.lap_ms()
+                tokens_per_s = tokens_per_step / dt_ms * 1e3
+                peak = hardware["peak_flops_per_s"]
+                m = {
+                    "loss": loss_now,
+                    "lr": lr,
+                    "grad_norm": norm_now,
+                    "tokens": step * tokens_per_step,
+                    "dt_ms": dt_ms,
+                    "tokens_per_s": tokens_per_s,
+                    "mfu": derived["flops_per_token"] * tokens_per_s / (peak * world.size) if peak else None,
+                    "memory_gb": metrics.memory_gb(device),
+                }
+                run_log.write("train", step=step, **m)
+                progress.train(step, m)
+                if wandb:
+                    wandb.write("train", step, **m)
+    except BaseException as error:
+        reason = f"error: {type(error).__name__}: {error}"
+        raise
+    finally:
+        run_log.write("run_end", reason=reason, step=step, tokens=step * tokens_per_step, wall_s=timer.trained_s)
+        batches.close()
+        progress.close()
+        if wandb:
+            wandb.close()
+    if reason == "done":
+        if step == start_step and not config.eval_only:
+            print(f"{out_dir} is at step {step} of {config.max_iters}: nothing to train; --init_from=scratch starts over")
+        return 0
+    print(f"stopped by {reason} at step {step}; the same command goes on from there", flush=True)
+    return EXIT_STOPPED
+
+
+def prepared_dataset(dataset: str) -> Path:
+    """The dataset's folder. The embedded corpus is prepared on first use; for any other the error says how."""
+    if dataset == "python_stdlib" and not (ROOT / "data" / dataset / "meta.json").is_file():
+        from tokenization import embedded
+
+        print("preparing data/python_stdlib", flush=True)
+        embedded.prepare(ROOT / "data" / dataset)
+    return dataset_folder(dataset, ROOT / "data")
+
+
+def load_pretrained(source: str, config: ModelArchitectureConfig, device: torch.device) -> ConfigurableGPT:
+    """Weights from Hugging Face, into the architecture of the configuration. Raises ValueError where the two differ."""
+    from inference.hf import load_hf
+
+    model = load_hf(source)
+    differences = checkpoint.differing_fields(asdict(model.config), asdict(config), checkpoint.FREE_MODEL_FIELDS)
+    if differences:
+        raise ValueError(f"init_from='hf:{source}' is another model than the configuration: {differences}")
+    model.config = config
+    return model.to(device)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

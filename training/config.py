@@ -1,0 +1,218 @@
+"""From the command line to a checked configuration: defaults < preset < config file < --key=value.
+
+    python train.py config/quickstart.py --learning_rate=1e-3 --compile
+
+A config file is plain Python whose public names are fields of ModelArchitectureConfig or TrainConfig. Every key is known,
+every value typed, everything that is wrong is a ValueError of one line.
+"""
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from model_config import (
+    PRESET_CONFIGS,
+    ModelArchitectureConfig,
+    check_field_names,
+    check_field_types,
+    did_you_mean,
+    merge_layers,
+)
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """How a model is trained. Raises ValueError where the fields contradict each other."""
+
+    arch_preset: str = "gpt2"  # gpt2, llama2, llama3, qwen3
+
+    # Data
+    dataset: str = "python_stdlib"  # a name under data/ or a path
+    data_dtype: Literal["auto", "uint16", "uint32"] = "auto"  # for nanoGPT's train.bin, which does not say
+
+    # Batch. gradient_accumulation_steps counts the micro-batches of one optimizer step over ALL processes, so a step is
+    # batch_size x block_size x gradient_accumulation_steps tokens on any number of GPUs.
+    batch_size: int = 12  # sequences of one micro-step of one process
+    gradient_accumulation_steps: int = 40
+    max_iters: int = 600_000  # optimizer steps, exactly
+
+    # Optimizer
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: hidden matrices by Muon, the rest by AdamW
+    learning_rate: float = 6e-4
+    min_lr: float = 6e-5
+    muon_learning_rate: float | None = None  # None: learning_rate; follows the same schedule
+    lr_schedule: Literal["cosine", "wsd", "linear", "constant"] = "cosine"
+    warmup_iters: int = 2000
+    lr_decay_iters: int | None = None  # None: max_iters
+    wsd_decay_fraction: float = 0.2  # wsd: the last part of lr_decay_iters, in which it falls to min_lr
+    weight_decay: float = 0.1  # of matrices and embeddings, not of norms and biases
+    beta1: float = 0.9
+    beta2: float = 0.95
+    grad_clip: float = 1.0  # of the global norm; 0 is off
+
+    # Machine
+    device: str = "auto"  # cpu, cuda, cuda:N, mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the matmuls; weights stay fp32
+    compile: bool = True
+    use_zero1: bool = False  # shard the optimizer over the processes
+    use_fsdp: bool = False  # shard everything over the processes
+    seed: int = 1337
+
+    # Run folder
+    out_dir: str = "out"
+    init_from: str = "auto"  # scratch, resume, auto (resume if there is a checkpoint), hf:DIR_OR_ID
+    eval_interval: int = 2000
+    eval_iters: int = 200  # micro-batches over all processes, of each split
+    eval_only: bool = False
+    log_interval: int = 10
+    checkpoint_interval: int | None = None  # None: eval_interval
+    keep_last: int = 2  # checkpoints; the best one stays besides
+    always_save_checkpoint: bool = False  # keep all of them
+
+    wandb_log: bool = False
+    wandb_project: str = "nanofoundry"
+    wandb_run_name: str | None = None  # None: out_dir
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        for name in ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval",
+                     "checkpoint_interval", "keep_last", "lr_decay_iters"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        for name in ("max_iters", "warmup_iters", "learning_rate", "min_lr", "muon_learning_rate", "weight_decay", "grad_clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name}={value} must be finite and at least 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
+        if not 0 < self.wsd_decay_fraction <= 1:
+            raise ValueError(f"wsd_decay_fraction={self.wsd_decay_fraction} must lie in (0, 1]")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed} must lie in [0, 2^63)")
+        if self.min_lr > self.learning_rate and self.lr_schedule != "constant":
+            raise ValueError(f"min_lr={self.min_lr} exceeds learning_rate={self.learning_rate}: lower min_lr too")
+        if self.use_zero1 and self.use_fsdp:
+            raise ValueError("use_zero1=True and use_fsdp=True exclude each other: FSDP shards the optimizer as well; set one")
+        if self.init_from not in ("scratch", "resume", "auto") and not self.init_from.startswith("hf:"):
+            known = ("scratch", "resume", "auto", "hf:DIR_OR_ID")
+            raise ValueError(f"init_from={self.init_from!r} is not known{did_you_mean(self.init_from, known)}")
+        for name in ("dataset", "out_dir", "device"):
+            if not getattr(self, name) or "\0" in getattr(self, name):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be a name or a path")
+
+    def tokens_per_step(self, block_size: int) -> int:
+        return self.batch_size * self.gradient_accumulation_steps * block_size
+
+    def notes(self) -> list[str]:
+        """Fields that were set and have no effect."""
+        notes = []
+        if self.muon_learning_rate is not None and self.optimizer != "muon":
+            notes.append(f"muon_learning_rate={self.muon_learning_rate} has no effect with optimizer={self.optimizer!r}")
+        if self.wandb_run_name is not None and not self.wandb_log:
+            notes.append(f"wandb_run_name={self.wandb_run_name!r} has no effect with wandb_log=False")
+        return notes
+
+
+MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(ModelArchitectureConfig))
+TRAIN_FIELDS = tuple(f.name for f in dataclasses.fields(TrainConfig))
+
+
+def load_config(argv: Sequence[str]) -> tuple[ModelArchitectureConfig, TrainConfig]:
+    """The configuration that a command line asks for: at most one config file, then flags."""
+    hints = get_type_hints(ModelArchitectureConfig) | get_type_hints(TrainConfig)
+    files, flags = parse_flags(argv, hints)
+    if len(files) > 1:
+        raise ValueError(f"one config file at most, not {len(files)}: {' '.join(files)}")
+    from_file = read_config_file(Path(files[0])) if files else {}
+    train = TrainConfig(**{k: v for k, v in (from_file | flags).items() if k in TRAIN_FIELDS})
+    if train.arch_preset not in PRESET_CONFIGS:
+        raise ValueError(f"arch_preset={train.arch_preset!r} is not known{did_you_mean(train.arch_preset, PRESET_CONFIGS)}")
+    layers = [{k: v for k, v in layer.items() if k in MODEL_FIELDS} for layer in (from_file, flags)]
+    return ModelArchitectureConfig(**merge_layers([PRESET_CONFIGS[train.arch_preset], *layers])), train
+
+
+def read_config_file(path: Path) -> dict[str, Any]:
+    """The public names that the file sets. Raises ValueError for one that is no field, and for a file that does not run."""
+    if not path.is_file():
+        near = [str(p) for p in sorted(Path("config").glob("*.py"))]
+        raise ValueError(f"config file {path} is not there{did_you_mean(str(path), near)}")
+    namespace: dict[str, Any] = {}
+    try:
+        exec(compile(path.read_text(), str(path), "exec"), namespace)
+    except SyntaxError as error:
+        raise ValueError(f"{path}:{error.lineno}: {error.msg}") from error
+    except Exception as error:
+        raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
+    fields = {name: value for name, value in namespace.items() if not name.startswith("_")}
+    check_field_names(fields, (*TRAIN_FIELDS, *MODEL_FIELDS), str(path))
+    return fields
+
+
+def parse_flags(argv: Sequence[str], hints: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """Splits a command line into positional words and typed flags: --key=value, --key value, or for a bool a bare --key."""
+    words, flags = [], {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        name, equals, text = word[2:].partition("=")
+        check_field_names([name], hints, "the flags")
+        if not equals:
+            if hints[name] is bool:
+                text = rest.pop(0) if rest and rest[0].lower() in BOOL_WORDS else "true"
+            elif rest and not rest[0].startswith("--"):
+                text = rest.pop(0)
+            else:
+                raise ValueError(f"--{name} needs a value: --{name}=...")
+        flags[name] = parse_value(name, text, hints[name])
+    return words, flags
+
+
+BOOL_WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
+
+
+def parse_value(name: str, text: str, hint: Any) -> Any:
+    """The text of a flag as the type of its field. Raises ValueError with both."""
+    kinds = get_args(hint) if get_origin(hint) is not Literal else (str,)
+    kinds = kinds or (hint,)
+    if type(None) in kinds and text.lower() in ("none", "null"):
+        return None
+    if bool in kinds:
+        if text.lower() in BOOL_WORDS:
+            return BOOL_WORDS[text.lower()]
+        raise ValueError(f"--{name}={text} is neither True nor False")
+    if str in kinds:
+        return text
+    try:
+        if int not in kinds:
+            return float(text)
+        try:
+            return int(text)
+        except ValueError:
+            number = float(text)  # 1e6
+            if not number.is_integer():
+                raise
+            return int(number)
+    except (ValueError, OverflowError) as error:
+        wanted = "a whole number" if int in kinds else "a number"
+        raise ValueError(f"--{name}={text} is not {wanted}") from error
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Around everything that happens before a program's work begins: what is wrong with the input ends it with one line on
+    stderr and exit code 2. Errors after that are ours and keep their traceback."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        raise SystemExit(2) from error

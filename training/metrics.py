@@ -1,0 +1,168 @@
+"""What a run says about itself: the clock, the run log, the terminal, wandb."""
+
+import json
+import logging
+import os
+import platform
+import queue
+import resource
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from training.config import TrainConfig
+
+log = logging.getLogger("nanofoundry")
+
+
+class StepTimer:
+    """Training time, without evaluation and saving. It waits for no device: the caller reads a loss first, which does."""
+
+    def __init__(self, trained_s: float = 0.0) -> None:
+        self.trained_s = trained_s  # over the whole run, earlier sessions included
+        self._started: float | None = None
+        self._lap_s = 0.0
+        self._lap_steps = 0
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self, steps: int) -> None:
+        """Ends a stretch of `steps` optimizer steps."""
+        elapsed = time.perf_counter() - self._started
+        self.trained_s += elapsed
+        self._lap_s += elapsed
+        self._lap_steps += steps
+
+    def lap_ms(self) -> float:
+        """Mean milliseconds a step since the last call."""
+        mean = 1e3 * self._lap_s / self._lap_steps
+        self._lap_s, self._lap_steps = 0.0, 0
+        return mean
+
+
+class RunLog:
+    """out_dir/run_<UTC time>_<id>.jsonl: one JSON object a line, flushed as it is written."""
+
+    def __init__(self, out_dir: str | Path) -> None:
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+        self.path = Path(out_dir) / f"run_{stamp}_{secrets.token_hex(3)}.jsonl"
+        self._file = open(self.path, "a")  # noqa: SIM115 open for the whole run
+
+    def write(self, event: str, **fields: Any) -> None:
+        # JSON has no NaN and no infinity: null
+        safe = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in fields.items()}
+        self._file.write(json.dumps({"event": event, "time": time.time(), **safe}) + "\n")
+        self._file.flush()
+
+
+class Progress:
+    """A tqdm bar on a terminal; plain lines where the output is piped or logged."""
+
+    def __init__(self, step: int, max_iters: int) -> None:
+        self.max_iters = max_iters
+        self.bar = tqdm(total=max_iters, initial=step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+
+    def say(self, line: str) -> None:
+        if self.bar is not None:
+            self.bar.write(line)
+        else:
+            print(line, flush=True)
+
+    def train(self, step: int, m: Mapping[str, Any]) -> None:
+        eta_s = (self.max_iters - step) * m["dt_ms"] / 1e3
+        mfu = "n/a" if m["mfu"] is None else f"{m['mfu']:.1%}"
+        line = (
+            f"loss {m['loss']:.4f} | lr {m['lr']:.2e} | grad norm {m['grad_norm']:.2f} | {m['dt_ms']:,.0f} ms | "
+            f"{m['tokens_per_s']:,.0f} tokens/s | MFU {mfu} | {m['memory_gb']:.2f} GB"
+        )
+        if self.bar is not None:
+            self.bar.set_postfix_str(line, refresh=False)
+            self.bar.update(step - self.bar.n)
+        else:
+            self.say(f"step {step}/{self.max_iters} | {line} | ETA {format_s(eta_s)}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+class WandbLog:
+    """Metrics to Weights & Biases from a thread of its own: whether it is absent, fails or hangs, the run goes on."""
+
+    def __init__(self, config: TrainConfig, content: Mapping[str, Any]) -> None:
+        self._queue: queue.Queue[Mapping[str, Any] | None] = queue.Queue(maxsize=10_000)
+        settings = dict(project=config.wandb_project, name=config.wandb_run_name or config.out_dir, config=dict(content))
+        self._thread = threading.Thread(target=self._work, args=(settings,), daemon=True, name="wandb")
+        self._thread.start()
+
+    def _work(self, settings: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+
+            run = wandb.init(**settings)
+            while (item := self._queue.get()) is not None:
+                run.log(item, step=item["step"])
+            run.finish()
+        except Exception as error:  # whatever it is, it must not reach the run
+            how = " (pip install wandb)" if isinstance(error, ImportError) else ""
+            log.warning(f"wandb is off: {type(error).__name__}: {error}{how}; training goes on")
+
+    def write(self, kind: str, step: int, **metrics: Any) -> None:
+        if self._thread.is_alive() and not self._queue.full():
+            self._queue.put_nowait({"step": step, **{f"{kind}/{k}": v for k, v in metrics.items() if v is not None}})
+
+    def close(self, timeout_s: float = 15.0) -> None:
+        if self._thread.is_alive() and not self._queue.full():
+            self._queue.put_nowait(None)
+        self._thread.join(timeout_s)
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak of the device's memory, in GB (1e9 bytes); on CPU of the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def writable_folder(path: str) -> Path:
+    """The folder, not yet made. Raises ValueError where it cannot be made or written."""
+    folder = Path(path)
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"out_dir={path!r} cannot be written: {there} is not a folder that you may write to")
+    return folder
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit of this checkout and whether it was changed, or None outside one."""
+    try:
+        run = dict(cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10)
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], **run).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain", "--untracked-files=no"], **run).stdout.strip()
+        return {"commit": commit, "dirty": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def format_s(seconds: float) -> str:
+    """90 -> 1m30s"""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, rest = divmod(rest, 60)
+    return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"

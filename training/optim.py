@@ -1,0 +1,66 @@
+"""Which parameters are updated how, and at which learning rate."""
+
+import math
+
+import torch
+from torch import nn
+
+from training.config import TrainConfig
+
+
+def learning_rate_at(step: int, config: TrainConfig) -> float:
+    """The learning rate of the update that leads from `step` to `step + 1`."""
+    c = config
+    decay_iters = c.max_iters if c.lr_decay_iters is None else c.lr_decay_iters
+    # 1) linear warm-up; the first update already moves
+    if step < c.warmup_iters:
+        return c.learning_rate * (step + 1) / (c.warmup_iters + 1)
+    # 2) constant, for as long as it takes
+    if c.lr_schedule == "constant":
+        return c.learning_rate
+    # 3) past the end of the decay
+    if step >= decay_iters:
+        return c.min_lr
+    # 4) in between; wsd stays up until its last part (Hu et al. 2024)
+    start = c.warmup_iters
+    if c.lr_schedule == "wsd":
+        start = max(start, decay_iters - math.ceil(c.wsd_decay_fraction * decay_iters))
+    progress = max(0.0, (step - start) / (decay_iters - start))
+    remaining = 0.5 * (1.0 + math.cos(math.pi * progress)) if c.lr_schedule == "cosine" else 1.0 - progress
+    return c.min_lr + remaining * (c.learning_rate - c.min_lr)
+
+
+def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: float) -> None:
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * group["lr_ratio"]
+
+
+def build_optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> list[torch.optim.Optimizer]:
+    """AdamW over everything, or Muon over the hidden matrices and AdamW over the rest.
+
+    Matrices and embeddings decay; norms and biases (1-D) do not, as in GPT-3. Muon orthogonalises the update of a matrix
+    (Jordan 2024) and is not meant for embeddings and the head; its updates are scaled to the size of AdamW's (Liu et
+    al. 2025), so that one learning rate serves both."""
+    params = dict(model.named_parameters())
+    hidden = {n for n, p in params.items() if p.dim() == 2 and n.startswith("blocks.")}
+    by_muon = hidden if config.optimizer == "muon" else set()
+    decayed = [p for n, p in params.items() if p.dim() >= 2 and n not in by_muon]
+    others = [p for p in params.values() if p.dim() < 2]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay, "lr_ratio": 1.0},
+        {"params": others, "weight_decay": 0.0, "lr_ratio": 1.0},
+    ]
+    lr = config.learning_rate
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [g for g in groups if g["params"]], lr=lr, betas=(config.beta1, config.beta2), fused=device.type != "mps"
+        )
+    ]
+    if by_muon:
+        muon_lr = lr if config.muon_learning_rate is None else config.muon_learning_rate
+        group = {"params": [params[n] for n in params if n in by_muon], "lr_ratio": muon_lr / lr if lr else 0.0}
+        optimizers.append(
+            torch.optim.Muon([group], lr=muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers

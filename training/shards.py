@@ -1,0 +1,352 @@
+"""The token shard format, writer and reader. What a dataset folder holds:
+
+    train_00000.bin …, val_00000.bin …   little-endian uint32 ids and nothing else, so that
+                                         np.memmap(path, dtype=np.uint32, mode="r") is a reader
+    meta.json                            sizes, digests, vocabulary; written last: without it the folder is unfinished
+
+uint32 because Qwen3's and LLaMA-3's ids do not fit in uint16. nanoGPT's `train.bin` / `val.bin` are read too; they do not
+say their dtype, so the caller must (`data_dtype`): the wrong one gives losses that look good.
+
+    writer = ShardWriter(folder, "train")
+    writer.add(ids, text_bytes)                # one document, end-of-text id included
+    write_meta(folder, vocab_size=…, tokenizer=…, eot_id=…, splits={"train": writer.finish()})
+    tokens = open_tokens(folder, "train", vocab_size)
+    tokens.read(start, length)                 # int64 [length]
+"""
+
+import hashlib
+import json
+import os
+from bisect import bisect_right
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT_VERSION = 1
+SHARD_DTYPE = np.dtype("<u4")
+NANOGPT_DTYPES = {"uint16": np.dtype("<u2"), "uint32": np.dtype("<u4")}
+
+WRITE_CHUNK_TOKENS = 1 << 20  # ids are converted and written in pieces of 4 MiB, however long the document
+SCAN_WHOLE_BYTES = 256 << 20  # a split up to this size is scanned whole when it is opened
+SCAN_PIECE_BYTES = 1 << 20  # a larger one in 64 pieces of 1 MiB, the first and the last among them
+SCAN_PIECES = 64
+MAX_OPEN_SHARDS = 256  # each map holds a file descriptor, of which a process often gets 1024; 627 B tokens are 6,270 shards
+
+
+class ShardWriter:
+    """Streams the documents of one split into shards of `shard_tokens` ids; a document may cross from one into the next.
+
+    A shard appears under its name only when it is complete (write, fsync, rename). Its `documents` are those that end in it,
+    which is the number of its end-of-text ids. One writer a split and folder at a time: the temporary name is fixed, so
+    that a killed run leaves at most one file behind and the next run overwrites it.
+    """
+
+    def __init__(self, folder: str | Path, split: str, shard_tokens: int = 100_000_000) -> None:
+        if shard_tokens < 1:
+            raise ValueError(f"shard_tokens={shard_tokens} must be at least 1")
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._split = split
+        self._shard_tokens = shard_tokens
+        self._shards: list[dict[str, Any]] = []
+        self._file = None
+        self._documents = 0
+        self._text_bytes = 0
+        self._finished = False
+
+    def add(self, ids: np.ndarray, text_bytes: int) -> None:
+        """Appends one document: ids [T] of any integer dtype, its end-of-text id included; `text_bytes` is its UTF-8 length.
+
+        Raises ValueError, before anything is written, if ids is empty, not integers, negative or beyond uint32.
+        """
+        assert not self._finished, "add() after finish()"
+        ids = np.asarray(ids)
+        where = f"document {self._documents} of split '{self._split}'"
+        if ids.ndim != 1 or len(ids) == 0:
+            raise ValueError(
+                f"{where} has shape {ids.shape}: a document is a row of at least one id, its end-of-text id included"
+            )
+        if ids.dtype.kind not in "iu":
+            raise ValueError(f"{where} has dtype {ids.dtype}: ids are integers")
+        if ids.min() < 0 or ids.max() > 0xFFFFFFFF:
+            bad = ids.min() if ids.min() < 0 else ids.max()
+            raise ValueError(f"{where} holds id {bad}, which uint32 cannot: ids lie in [0, {0xFFFFFFFF}]")
+        if text_bytes < 0:
+            raise ValueError(f"{where} has text_bytes={text_bytes}: a length is not negative")
+
+        done = 0
+        while done < len(ids):
+            if self._file is None:
+                self._open_shard()
+            room = self._shard_tokens - self._shard["tokens"]
+            piece = ids[done : done + min(room, WRITE_CHUNK_TOKENS)].astype(SHARD_DTYPE)
+            self._file.write(piece)
+            self._sha256.update(piece)
+            self._shard["tokens"] += len(piece)
+            self._shard["max_id"] = max(self._shard["max_id"], int(piece.max()))
+            done += len(piece)
+            if done == len(ids):
+                self._shard["documents"] += 1
+            if self._shard["tokens"] == self._shard_tokens:
+                self._close_shard()
+        self._documents += 1
+        self._text_bytes += int(text_bytes)
+
+    def finish(self) -> dict[str, Any]:
+        """Completes the last shard. Returns the split's entry of meta.json: {tokens, documents, text_bytes, shards: […]}."""
+        if self._file is not None:
+            self._close_shard()
+        self._finished = True
+        tokens = sum(s["tokens"] for s in self._shards)
+        return {"tokens": tokens, "documents": self._documents, "text_bytes": self._text_bytes, "shards": self._shards}
+
+    def _open_shard(self) -> None:
+        name = f"{self._split}_{len(self._shards):05d}.bin"
+        self._shard = {"file": name, "tokens": 0, "documents": 0, "max_id": 0}
+        self._sha256 = hashlib.sha256()
+        self._temporary = self._folder / f".{name}"  # still *.bin: what ignores the shards ignores this
+        self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115  it outlives this call
+
+    def _close_shard(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._file = None
+        os.replace(self._temporary, self._folder / self._shard["file"])
+        self._shards.append({**self._shard, "sha256": self._sha256.hexdigest()})
+
+
+def write_meta(
+    folder: str | Path,
+    *,
+    vocab_size: int,
+    tokenizer: dict[str, Any],
+    eot_id: int,
+    splits: dict[str, dict[str, Any]],
+    source: str | None = None,
+) -> dict[str, Any]:
+    """Writes meta.json, which makes the folder a dataset, and returns what it holds.
+
+    `vocab_size` is the model's rows, which may exceed the tokenizer's length; `tokenizer` is {name, length, sha256};
+    `splits` maps train and val to what ShardWriter.finish() returned; `source` says in words where the text is from.
+    Raises ValueError if an id of the shards, or eot_id, has no row.
+    """
+    for what, top_id in [("eot_id", eot_id)] + [(s["file"], s["max_id"]) for e in splits.values() for s in e["shards"]]:
+        if not 0 <= top_id < vocab_size:
+            raise ValueError(f"{what}: id {top_id} has no row in a vocabulary of {vocab_size}")
+    meta = {"format_version": FORMAT_VERSION, "dtype": "uint32", "vocab_size": vocab_size}
+    meta |= {"tokenizer": tokenizer, "eot_id": eot_id, "source": source, "splits": splits}
+    temporary = Path(folder) / ".meta.json"
+    with open(temporary, "w", encoding="utf-8") as f:
+        f.write(json.dumps(meta, indent=2) + "\n")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(temporary, Path(folder) / "meta.json")
+    return meta
+
+
+class TokenStream:
+    """One split as one array of ids over memory-mapped shards. Made by open_tokens(); threads may share it.
+
+    n_tokens          ids of the split
+    bytes_per_token   UTF-8 bytes of text for each id, for bits per byte; None where nobody counted them
+    fingerprint       hex sha256 that changes when the data does; the folder's place is not part of it
+    """
+
+    n_tokens: int
+    bytes_per_token: float | None
+    fingerprint: str
+
+    def __init__(
+        self,
+        paths: list[Path],
+        shard_tokens: list[int],
+        dtype: np.dtype,
+        vocab_size: int,
+        bytes_per_token: float | None,
+        fingerprint: str,
+    ) -> None:
+        self._paths = paths
+        self._starts = [0, *accumulate(shard_tokens)]  # shard i holds ids [starts[i], starts[i+1])
+        self._dtype = dtype
+        self._vocab_size = vocab_size
+        self.n_tokens = self._starts[-1]
+        self.bytes_per_token = bytes_per_token
+        self.fingerprint = fingerprint
+        self._map = lru_cache(maxsize=MAX_OPEN_SHARDS)(lambda i: np.memmap(paths[i], dtype, "r", shape=(shard_tokens[i],)))
+
+    def __len__(self) -> int:
+        return self.n_tokens
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Ids [start, start + length) of the split as a new int64 array [length], across shards where need be.
+
+        Raises IndexError beyond the split's ends, and ValueError, with file and position, at an id >= vocab_size: an
+        embedding on a GPU would answer it with a device assert or, in places, with silence.
+        """
+        if start < 0 or length < 0 or start + length > self.n_tokens:
+            raise IndexError(f"ids [{start}, {start + length}) of a split of {self.n_tokens}")
+        out = np.empty(length, dtype=np.int64)
+        done = 0
+        shard = bisect_right(self._starts, start) - 1
+        while done < length:
+            offset = start + done - self._starts[shard]
+            piece = self._map(shard)[offset : offset + length - done]
+            if piece.max() >= self._vocab_size:
+                at = int(np.argmax(piece >= self._vocab_size))
+                raise ValueError(
+                    f"{self._paths[shard]}: id {piece[at]} at position {offset + at} is beyond the model's vocab_size="
+                    f"{self._vocab_size}: damaged, of another tokenizer, or not of dtype {self._dtype.name}"
+                )
+            out[done : done + len(piece)] = piece
+            done += len(piece)
+            shard += 1
+        return out
+
+    def scan(self) -> None:
+        """Reads the split, or evenly spaced pieces of a large one, for the sake of the ValueError that read() may raise."""
+        piece_tokens = SCAN_PIECE_BYTES // self._dtype.itemsize
+        if self.n_tokens * self._dtype.itemsize <= SCAN_WHOLE_BYTES:
+            starts = range(0, self.n_tokens, piece_tokens)
+        else:
+            last = self.n_tokens - piece_tokens
+            starts = [last * i // (SCAN_PIECES - 1) for i in range(SCAN_PIECES)]
+        for start in starts:
+            self.read(start, min(piece_tokens, self.n_tokens - start))
+
+
+def open_tokens(folder: str | Path, split: str, vocab_size: int, data_dtype: str | None = None) -> TokenStream:
+    """Opens one split ("train" or "val") of a dataset folder, ours or nanoGPT's, and checks it against the model.
+
+    `vocab_size` is the model's rows; `data_dtype` ("uint16" or "uint32") is needed by nanoGPT's folders only. Raises
+    FileNotFoundError or ValueError, one line, if anything is missing, contradicts meta.json in size or vocabulary, or holds
+    an id the model has no row for: whatever would otherwise fail, or train to nonsense, hours later. The shards' sha256 are
+    not recomputed here, as that would read the whole corpus.
+    """
+    folder = Path(folder)
+    if data_dtype is not None and data_dtype not in NANOGPT_DTYPES:
+        raise ValueError(f"data_dtype='{data_dtype}' is unknown: pass --data_dtype=uint16 or --data_dtype=uint32")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"dataset folder {folder} does not exist: prepare it, or name another with --dataset")
+    nanogpt = any((folder / f"{name}.bin").exists() for name in ("train", "val")) and not (folder / "meta.json").exists()
+    stream = (_open_nanogpt if nanogpt else _open_shards)(folder, split, vocab_size, data_dtype)
+    stream.scan()
+    return stream
+
+
+def read_meta(folder: str | Path) -> dict[str, Any]:
+    """The content of meta.json, its keys and their types checked. Raises FileNotFoundError or ValueError."""
+    path = Path(folder) / "meta.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing, so the dataset is not finished: run its prepare.py again")
+    try:
+        meta = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise ValueError(f"{path} is not JSON ({e}): run the dataset's prepare.py again") from None
+    version = _field(meta, "format_version", int, path)
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format_version {version}, this code reads {FORMAT_VERSION}: prepare the dataset again")
+    dtype = _field(meta, "dtype", str, path)
+    if dtype != "uint32":
+        raise ValueError(f"{path} has dtype '{dtype}', but shards are uint32: prepare the dataset again")
+    _field(meta, "vocab_size", int, path)
+    _field(meta, "eot_id", int, path)
+    tokenizer = _field(meta, "tokenizer", dict, path)
+    for key, kind in (("name", str), ("length", int), ("sha256", str)):
+        _field(tokenizer, key, kind, f"{path}: tokenizer")
+    for name, entry in _field(meta, "splits", dict, path).items():
+        where = f"{path}: split '{name}'"
+        for key in ("tokens", "documents", "text_bytes"):
+            _field(entry, key, int, where)
+        for i, shard in enumerate(_field(entry, "shards", list, where)):
+            for key, kind in (("file", str), ("tokens", int), ("documents", int), ("max_id", int), ("sha256", str)):
+                _field(shard, key, kind, f"{where}, shard {i}")
+            if Path(shard["file"]).name != shard["file"]:
+                raise ValueError(f"{where}, shard {i}: file '{shard['file']}' is a path, but shards lie beside meta.json")
+    return meta
+
+
+def _field(record: object, key: str, kind: type, where: object) -> Any:
+    if not isinstance(record, dict) or key not in record:
+        raise ValueError(f"{where} lacks '{key}': damaged or made by something else; prepare the dataset again")
+    value = record[key]
+    if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
+        raise ValueError(f"{where}: '{key}' is {str(value)[:40]!r}, expected {kind.__name__}; prepare the dataset again")
+    return value
+
+
+def _open_shards(folder: Path, split: str, vocab_size: int, data_dtype: str | None) -> TokenStream:
+    meta = read_meta(folder)
+    path = folder / "meta.json"
+    if data_dtype not in (None, meta["dtype"]):
+        raise ValueError(f"{path} says dtype '{meta['dtype']}', but data_dtype='{data_dtype}': leave --data_dtype out")
+    if split not in meta["splits"]:
+        raise ValueError(
+            f"{path} has no split '{split}', only {', '.join(meta['splits']) or 'none'}: prepare the dataset again"
+        )
+    if meta["vocab_size"] > vocab_size:
+        name = meta["tokenizer"]["name"]
+        raise ValueError(
+            f"{path}: dataset whose vocabulary exceeds the model's: {meta['vocab_size']} rows (tokenizer '{name}') against "
+            f"vocab_size={vocab_size}: set --vocab_size={meta['vocab_size']} or prepare it with the model's tokenizer"
+        )
+    entry = meta["splits"][split]
+    shards = entry["shards"]
+    if entry["tokens"] == 0:
+        raise ValueError(f"{path}: split '{split}' has no tokens")
+    total = sum(s["tokens"] for s in shards)
+    if total != entry["tokens"]:
+        raise ValueError(f"{path}: split '{split}' says {entry['tokens']} tokens, its shards sum to {total}: prepare it again")
+    for s in shards:
+        file = folder / s["file"]
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing, but meta.json lists it: restore it or prepare the dataset again")
+        size, expected = file.stat().st_size, s["tokens"] * SHARD_DTYPE.itemsize
+        if size != expected or not size:
+            raise ValueError(
+                f"{file} has {size} bytes, meta.json says {s['tokens']} tokens, {expected} bytes: prepare it again"
+            )
+        if s["max_id"] >= vocab_size:
+            raise ValueError(f"{file}: recorded max_id {s['max_id']} has no row in the model's vocab_size={vocab_size}")
+
+    identity = [meta["dtype"], [[s["file"], s["tokens"] * SHARD_DTYPE.itemsize, s["sha256"]] for s in shards]]
+    return TokenStream(
+        paths=[folder / s["file"] for s in shards],
+        shard_tokens=[s["tokens"] for s in shards],
+        dtype=SHARD_DTYPE,
+        vocab_size=vocab_size,
+        bytes_per_token=entry["text_bytes"] / entry["tokens"] or None,
+        fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+    )
+
+
+def _open_nanogpt(folder: Path, split: str, vocab_size: int, data_dtype: str | None) -> TokenStream:
+    path = folder / f"{split}.bin"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {folder} is in nanoGPT's format, one file a split")
+    if data_dtype is None:
+        raise ValueError(f"{folder} has no meta.json and so no dtype: pass --data_dtype=uint16 (nanoGPT's format)")
+    dtype = NANOGPT_DTYPES[data_dtype]
+    size = path.stat().st_size
+    if size == 0 or size % dtype.itemsize:
+        raise ValueError(f"{path} has {size} bytes, which is not a whole number, at least one, of {data_dtype} ids")
+
+    edge = 1 << 20
+    with open(path, "rb") as f:
+        first = f.read(edge)
+        f.seek(max(0, size - edge))
+        last = f.read(edge)
+    if data_dtype == "uint16":
+        _refuse_uint32_as_uint16(path, np.frombuffer(first, dtype), vocab_size)
+    digest = hashlib.sha256(json.dumps([data_dtype, path.name, size]).encode() + first + last)
+    return TokenStream([path], [size // dtype.itemsize], dtype, vocab_size, None, digest.hexdigest())
+
+
+def _refuse_uint32_as_uint16(path: Path, ids: np.ndarray, vocab_size: int) -> None:
+    """Each half of a uint32 id is a valid uint16 id, so no range check sees it; but its upper halves are nearly all 0."""
+    upper = ids[1::2]
+    if len(upper) >= 512 and upper.max() <= (vocab_size - 1) >> 16:
+        raise ValueError(f"{path}: every second uint16 is at most {upper.max()}, so these are uint32: pass --data_dtype=uint32")
