@@ -28,7 +28,7 @@ from training.config import load_config, user_errors
 from training.data import BatchLoader, dataset_folder, dropout_seed, evaluation_batches, tokenizer_files
 from training.evaluate import bits_per_byte, evaluate
 from training.optim import build_optimizers, learning_rate_at, set_learning_rate
-from training.shards import open_tokens
+from training.shards import open_tokens, read_meta
 
 ROOT = Path(__file__).resolve().parent
 EXIT_STOPPED = 75
@@ -67,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
         dtype = dist.select_dtype(config.dtype, device)
         out_dir = metrics.writable_folder(config.out_dir)
         data_dir = prepared_dataset(config.dataset)
+        meta = read_meta(data_dir) if (data_dir / "meta.json").is_file() else {}  # nanoGPT's folders have none
         data_dtype = None if config.data_dtype == "auto" else config.data_dtype
         train_tokens, val_tokens = (
             open_tokens(data_dir, split, model_config.vocab_size, data_dtype) for split in ("train", "val")
@@ -115,7 +116,13 @@ def main(argv: Sequence[str]) -> int:
         "dtype": str(dtype).removeprefix("torch."),
         "peak_flops_per_s": flops.peak_flops_per_s(dist.device_name(device)),
     }
-    data = {"dataset": str(data_dir), "fingerprint": train_tokens.fingerprint, "bytes_per_token": val_tokens.bytes_per_token}
+    data = {
+        "dataset": str(data_dir),
+        "fingerprint": train_tokens.fingerprint,
+        "bytes_per_token": val_tokens.bytes_per_token,
+        "tokenizer": meta.get("tokenizer"),
+        "eot_id": meta.get("eot_id"),
+    }
     run_log = metrics.RunLog(out_dir)
     run_log.write(
         "run_start",

@@ -1,6 +1,6 @@
 """A small Qwen3 on the source text of Python's standard library: minutes on two CPU cores.
 
-    python train.py config/quickstart.py
+python train.py config/quickstart.py
 """
 
 arch_preset = "qwen3"

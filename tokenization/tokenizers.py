@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def import_tokenizers(purpose: str) -> ModuleType:
-    """The PyPI package. Where it is absent: ImportError, one line that begins with `purpose` ("sampling") and says what to install."""
+    """The PyPI package. Raises ImportError where it is absent: "`purpose` needs …", and what to install."""
     try:
         import tokenizers
     except ImportError as e:

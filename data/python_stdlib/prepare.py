@@ -7,9 +7,11 @@ train: 581 documents, 2,519,085 tokens, 9,424,037 bytes, 3.741 bytes/token, one 
 val:    25 documents,   139,880 tokens,   483,959 bytes, 3.460 bytes/token
 """
 
-import sys; from pathlib import Path; sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # noqa: E702, I001  # fmt: skip
-
 import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, whatever the working directory
 
 from tokenization.embedded import prepare
 
