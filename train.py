@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from model_builder import ConfigurableGPT
-from model_config import ModelArchitectureConfig
 from training import checkpoint, dist, flops, metrics
 from training.config import load_config, user_errors
 from training.data import BatchLoader, dataset_folder, dropout_seed, evaluation_batches, tokenizer_files
@@ -81,7 +80,9 @@ def main(argv: Sequence[str]) -> int:
         source = None if config.init_from == "scratch" else checkpoint.find_checkpoint(config.out_dir)
         state: dict[str, Any] = {"step": 0, "trained_s": 0.0, "best": None}
         if source is None and config.init_from.startswith("hf:"):
-            model = load_pretrained(config.init_from.removeprefix("hf:"), model_config, device)
+            from inference.hf import load_hf
+
+            model = load_hf(config.init_from.removeprefix("hf:"), model_config).to(device)
         else:
             with device:
                 model = ConfigurableGPT(model_config, seed=config.seed)
@@ -263,18 +264,6 @@ def prepared_dataset(dataset: str) -> Path:
         print("preparing data/python_stdlib", flush=True)
         embedded.prepare(ROOT / "data" / dataset)
     return dataset_folder(dataset, ROOT / "data")
-
-
-def load_pretrained(source: str, config: ModelArchitectureConfig, device: torch.device) -> ConfigurableGPT:
-    """Weights from Hugging Face, into the architecture of the configuration. Raises ValueError where the two differ."""
-    from inference.hf import load_hf
-
-    model = load_hf(source)
-    differences = checkpoint.differing_fields(asdict(model.config), asdict(config), checkpoint.FREE_MODEL_FIELDS)
-    if differences:
-        raise ValueError(f"init_from='hf:{source}' is another model than the configuration: {differences}")
-    model.config = config
-    return model.to(device)
 
 
 if __name__ == "__main__":

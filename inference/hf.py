@@ -150,11 +150,12 @@ FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors; the others are q
 
 
 @torch.no_grad()
-def load_hf(dir_or_id: str) -> ConfigurableGPT:
+def load_hf(dir_or_id: str, wanted: ModelArchitectureConfig | None = None) -> ConfigurableGPT:
     """The model in a folder of Hugging Face's layout, or under a name on its hub: fp32, on the CPU.
 
     The weights go over tensor by tensor, so that never more than one of them is held twice. Dropout is 0.0 whatever
-    config.json says: it belongs to a training run, not to the weights. Raises ValueError, in one line, for a model_type or an
+    config.json says: it belongs to a training run, not to the weights. `wanted` builds that architecture instead, which may
+    differ from config.json's only in what no weight depends on. Raises ValueError, in one line, for a model_type or an
     option that we cannot express, for a missing, unexpected, misshapen or quantised tensor, for a tied lm_head that differs
     from the embedding, for a damaged file, for weights that are not safetensors, and where the hub gives nothing.
     """
@@ -164,6 +165,9 @@ def load_hf(dir_or_id: str) -> ConfigurableGPT:
         config = config_from_hf(hf_config)
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'}: {error}") from None
+    if wanted is not None:
+        check_same_weights(wanted, config, folder)
+        config = wanted
     family = FAMILIES[hf_config["model_type"]]
     with ExitStack() as open_files:
         tensors = open_tensors(folder, family, open_files)
@@ -180,6 +184,18 @@ def load_hf(dir_or_id: str) -> ConfigurableGPT:
     if model.rope is not None:
         model.rope.fill_tables()
     return model
+
+
+def check_same_weights(wanted: ModelArchitectureConfig, config: ModelArchitectureConfig, folder: Path) -> None:
+    """Raises ValueError, naming every difference, unless the weights of `config` serve `wanted`: dropout, attention backend and
+    initialisation are free, and with RoPE so is a shorter block_size."""
+    free = {"dropout", "attention_backend", "init_std"}
+    if wanted.position_encoding == "rope" and wanted.block_size <= config.block_size:
+        free.add("block_size")
+    theirs, ours = config.to_dict(), wanted.to_dict()
+    differing = [f"{k}={theirs[k]!r} there, {ours[k]!r} here" for k in ours if k not in free and ours[k] != theirs[k]]
+    if differing:
+        raise ValueError(f"{folder} is another model than the configuration: {', '.join(differing)}")
 
 
 def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:

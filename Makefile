@@ -1,0 +1,30 @@
+# make train: a fresh machine to a trained, sampled, plotted model.  make test: the whole CPU suite.
+# PYTHON=python3.12 make test  chooses the interpreter that .venv is made with.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test lint clean
+
+train: .venv/installed
+	$(BIN)/python train.py config/quickstart.py
+	$(BIN)/python sample.py --out_dir=out-quickstart --prompt="def main(" --max_new_tokens=100 --temperature=0.8 --seed=1
+	$(BIN)/python compare_architectures.py out-quickstart --out=out-quickstart/comparison
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# A finished installation leaves the file `installed`; an interrupted one is repeated.
+.venv/installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis comparison
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
