@@ -1,0 +1,274 @@
+"""The loop: exact steps, the log, bit-exact resume, signals, and bad input that touches nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_FLAGS, read_events, write_dataset
+from safetensors.torch import load_file
+
+from training import checkpoint
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def weights(out_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    path = checkpoint.checkpoint_path(out_dir, step)
+    return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
+
+
+def losses(out_dir: Path) -> dict[tuple[str, int], tuple[float, float]]:
+    found = {("train", e["step"]): (e["loss"], e["grad_norm"]) for e in read_events(out_dir, "train")}
+    return found | {("eval", e["step"]): (e["train_loss"], e["val_loss"]) for e in read_events(out_dir, "eval")}
+
+
+def test_exactly_max_iters_and_the_log_of_the_contract(run, tmp_path):
+    assert run("a") == 0
+    events = read_events(tmp_path / "a")
+    assert [e["event"] for e in events][0] == "run_start" and events[-1]["event"] == "run_end"
+    assert [e["step"] for e in events if e["event"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [e["step"] for e in events if e["event"] == "eval"] == [0, 3, 6]
+    assert [e["step"] for e in events if e["event"] == "checkpoint"] == [3, 6]
+    start, end = events[0], events[-1]
+    assert {"config", "model", "hardware", "versions", "git"} <= start.keys()
+    assert {"architecture_name", "params", "params_non_embedding", "flops_per_token"} <= start["model"].keys()
+    for e in events:
+        if e["event"] == "train":
+            assert {"loss", "lr", "grad_norm", "tokens", "dt_ms", "tokens_per_s", "mfu", "memory_gb"} <= e.keys()
+            assert e["tokens"] == e["step"] * 2 * 2 * 16 and e["mfu"] is None
+        if e["event"] == "eval":  # 50 ids of 150 bytes a document
+            assert e["val_bits_per_byte"] == pytest.approx(e["val_loss"] / np.log(2) / 3)
+    assert end["reason"] == "done" and end["step"] == 6
+
+
+def test_the_model_learns(run, tmp_path):
+    run("a", "--max_iters=60", "--eval_interval=30")
+    first, *_, last = read_events(tmp_path / "a", "eval")
+    assert last["val_loss"] < first["val_loss"] - 1.0
+
+
+@pytest.mark.parametrize("flags", [
+    ["--dropout=0.1"],
+    ["--dropout=0.1", "--optimizer=muon", "--dtype=bfloat16"],
+    ["--arch_preset=qwen3", "--head_dim=8", "--num_key_value_heads=2", "--dropout=0.2"],
+    ["--dtype=float16"],
+])  # fmt: skip
+def test_resume_is_bit_exact_across_an_epochs_end(run, tmp_path, flags):
+    # 2000 tokens are 124 windows; 4 a step: the epoch ends within step 31
+    flags = [*flags, "--lr_decay_iters=36", "--eval_interval=9"]
+    run("whole", *flags, "--max_iters=36")
+    run("parts", *flags, "--max_iters=27")
+    run("parts", *flags, "--max_iters=36")
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    whole, parts = weights(tmp_path / "whole", 36), weights(tmp_path / "parts", 36)
+    assert whole.keys() == parts.keys() and len(whole) > 30
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_accumulation_equals_one_big_batch(run, tmp_path):
+    run("many", "--batch_size=2", "--gradient_accumulation_steps=4")
+    run("one", "--batch_size=8", "--gradient_accumulation_steps=1")
+    for many, one in zip(read_events(tmp_path / "many", "train"), read_events(tmp_path / "one", "train"), strict=True):
+        assert many["loss"] == pytest.approx(one["loss"], rel=1e-6)
+        assert many["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(run, tmp_path, dataset):
+    """kill -9 between two checkpoints, and each signal that asks for one."""
+    flags = [*TINY_FLAGS, f"--dataset={dataset}", "--max_iters=200", "--eval_interval=100", "--checkpoint_interval=20"]
+    run("whole", *flags)
+    for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        out = tmp_path / number.name
+        command = [sys.executable, "train.py", *flags, f"--out_dir={out}"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        while not (out.exists() and len(read_complete(out)) > 30):
+            assert process.poll() is None, "the run ended before it could be killed"
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(60) == (-9 if number == signal.SIGKILL else 75)
+        if number != signal.SIGKILL:
+            assert read_events(out)[-1]["reason"] == f"signal {number.name}"
+        assert run(number.name, *flags) == 0
+        whole, resumed = weights(tmp_path / "whole", 200), weights(out, 200)
+        assert all(torch.equal(whole[name], resumed[name]) for name in whole), number.name
+
+
+def read_complete(out_dir: Path) -> list[str]:
+    return [line for f in out_dir.glob("run_*.jsonl") for line in f.read_text().splitlines()]
+
+
+def test_eval_only_evaluates_and_leaves_nothing_else(run, tmp_path):
+    run("a")
+    assert run("a", "--eval_only") == 0
+    first, second = (e for e in read_events(tmp_path / "a", "eval") if e["step"] == 6)
+    assert first["val_loss"] == second["val_loss"]
+    assert run("b", "--eval_only") == 0
+    assert not (tmp_path / "b" / "checkpoints").exists()
+
+
+def test_finished_scratch_and_kept_checkpoints(run, tmp_path, capsys):
+    run("a", "--keep_last=1", "--checkpoint_interval=1")
+    best = min((e for e in read_events(tmp_path / "a", "eval") if e["step"] > 0), key=lambda e: e["val_loss"])["step"]
+    assert {s for s, _ in checkpoint.list_checkpoints(tmp_path / "a")} == {best, 6}
+    assert run("a") == 0 and "nothing to train" in capsys.readouterr().out
+    assert run("a", "--init_from=scratch", "--always_save_checkpoint", "--checkpoint_interval=2") == 0
+    assert {s for s, _ in checkpoint.list_checkpoints(tmp_path / "a")} == {2, 4, 6}
+    assert (tmp_path / "a" / "checkpoints_before_1" / "step_00000006").is_dir()
+
+
+def test_init_from_hf(run, tmp_path, capsys):
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    shape = dict(vocab_size=97, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, head_dim=8, max_position_embeddings=64, tie_word_embeddings=True,
+                 rope_parameters={"rope_type": "default", "rope_theta": 1e6})  # fmt: skip
+    twin = Qwen3ForCausalLM(Qwen3Config(**shape))
+    twin.save_pretrained(tmp_path / "hf")
+    ours = ["--arch_preset=qwen3", "--num_key_value_heads=2", "--head_dim=8", f"--init_from=hf:{tmp_path / 'hf'}"]
+    assert run("a", *ours, "--max_iters=1", "--learning_rate=0", "--min_lr=0", "--weight_decay=0") == 0
+    trained = weights(tmp_path / "a", 1)["token_embedding.weight"]
+    assert torch.equal(trained, twin.model.embed_tokens.weight)
+    assert exit_code(run, "b", *ours, "--rope_theta=1e4") == 2
+    assert "rope_theta" in capsys.readouterr().err
+
+
+def exit_code(run, *args) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        run(*args)
+    return stopped.value.code
+
+
+@pytest.mark.parametrize("flags, said", [
+    (["--n_layers=3"], "did you mean 'n_layer'"),
+    (["--n_layer=two"], "n_layer"),
+    (["--n_embd=30"], "n_embd=30 is not divisible by n_head=4"),
+    (["--batch_size=0"], "batch_size=0"),
+    (["--vocab_size=50"], "vocab_size=50"),
+    (["--block_size=5000"], "block_size=5000"),
+    (["--dataset=no_such_data"], "no_such_data"),
+    (["--device=cuda:99"], "cuda:99"),
+    (["--device=tpu"], "tpu"),
+    (["--init_from=resume"], "init_from='resume'"),
+    (["--init_from=hf:/no/such/model"], "/no/such/model"),
+    (["--use_zero1", "--use_fsdp"], "exclude each other"),
+    (["--data_dtype=uint16"], "uint16"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_touches_nothing(run, tmp_path, capsys, flags, said):
+    assert exit_code(run, "a", *flags) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+    assert not (tmp_path / "a").exists()
+
+
+def test_bad_data_is_one_line_and_touches_nothing(run, tmp_path, dataset, capsys):
+    def refused(said: str) -> None:
+        assert exit_code(run, "a") == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1
+        assert not (tmp_path / "a").exists()
+
+    shard, meta = dataset / "train_00001.bin", dataset / "meta.json"
+    good, good_meta = shard.read_bytes(), meta.read_text()
+    shard.write_bytes(good[:-4])
+    refused("train_00001.bin")
+    shard.unlink()
+    refused("train_00001.bin")
+    shard.write_bytes(np.uint32(97).tobytes() + good[4:])
+    refused("id 97")
+    shard.write_bytes(good)
+    meta.write_text(good_meta.replace('"uint32"', '"uint16"'))
+    refused("uint16")
+    meta.write_text(good_meta)
+    (tmp_path / "file").write_text("")
+    assert exit_code(run, "file/a") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_resume_refuses_another_model_or_another_order(run, tmp_path, dataset, capsys):
+    run("a")
+    for flags, said in (
+        (["--n_embd=64"], "n_embd"),
+        (["--seed=8"], "seed"),
+        (["--batch_size=3"], "batch_size"),
+        (["--optimizer=muon"], "optimizer"),
+        ([f"--dataset={write_dataset(tmp_path / 'other', seed=1)}"], "fingerprint"),
+    ):
+        assert exit_code(run, "a", *flags) == 2
+        err = capsys.readouterr().err
+        assert said in err and "there" in err and err.count("\n") == 1
+    for _, path in checkpoint.list_checkpoints(tmp_path / "a"):
+        (path / "model.safetensors").write_bytes(b"damaged")
+    assert exit_code(run, "a") == 2
+    assert "no intact checkpoint" in capsys.readouterr().err
+
+
+def test_more_than_one_rank_is_refused(run, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert exit_code(run, "a") == 2
+    assert "WORLD_SIZE=2" in capsys.readouterr().err
+
+
+class FakeWandb:
+    def __init__(self, fails: str) -> None:
+        self.fails, self.logged = fails, []
+
+    def _maybe_fail(self, where: str) -> None:
+        if self.fails == where:
+            raise RuntimeError(f"{where} failed")
+        if self.fails == f"hang in {where}":
+            time.sleep(30)
+
+    def init(self, **settings: object) -> "FakeWandb":
+        self._maybe_fail("init")
+        return self
+
+    def log(self, item: dict, step: int) -> None:
+        self._maybe_fail("log")
+        self.logged.append((step, item))
+
+    def finish(self) -> None:
+        self._maybe_fail("finish")
+
+
+@pytest.mark.parametrize("fails", ["nothing", "init", "log", "finish", "hang in init", "hang in log"])
+def test_wandb_never_stops_a_run(run, tmp_path, monkeypatch, fails):
+    from training import metrics
+
+    fake = FakeWandb(fails)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    monkeypatch.setattr(metrics.WandbLog.close, "__defaults__", (0.5,))
+    assert run("a", "--wandb_log") == 0
+    assert read_events(tmp_path / "a")[-1]["reason"] == "done"
+    if fails == "nothing":
+        assert [(s, "train/loss" in item) for s, item in fake.logged if s == 6] == [(6, True), (6, False)]
+
+
+def test_wandb_absent(run, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    assert run("a", "--wandb_log") == 0
+    assert "pip install wandb" in caplog.text
+
+
+def test_print_config_needs_neither_data_nor_device(capsys):
+    import train
+
+    assert train.main(["config/full_qwen3_1.5b.py", "--device=cuda:99", "--dataset=nowhere", "--print_config"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) == {"model", "train", "derived"}
+    assert printed["derived"]["params"] == 1_720_574_976 and printed["derived"]["tokens_per_step"] == 393_216
+    assert set(printed["derived"]) == {"params", "params_non_embedding", "flops_per_token", "tokens_per_step"}
+
+
+def test_the_command_line_itself(tmp_path, dataset):
+    command = [sys.executable, ROOT / "train.py", *TINY_FLAGS, f"--dataset={dataset}", f"--out_dir={tmp_path / 'a'}"]
+    done = subprocess.run([*command, "--n_heads=3"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr == "train.py: unknown key 'n_heads' in the flags: did you mean 'n_head'?\n"
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"COLUMNS": "80"})
+    assert done.returncode == 0 and "step 6/6 | loss" in done.stdout and "tokens/s" in done.stdout
