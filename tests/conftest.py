@@ -20,7 +20,9 @@ torch.set_num_threads(1)
 VOCAB = 97
 
 
-def write_dataset(folder: Path, train_tokens: int = 2000, val_tokens: int = 600, vocab_size: int = VOCAB, seed: int = 0) -> Path:
+def write_dataset(
+    folder: Path, train_tokens: int = 2000, val_tokens: int = 600, vocab_size: int = VOCAB, seed: int = 0
+) -> Path:
     """Documents of 50 ids in which each id follows from the one before, so that there is something to learn."""
     rng = np.random.default_rng(seed)
     splits = {}

@@ -32,7 +32,7 @@ def losses(out_dir: Path) -> dict[tuple[str, int], tuple[float, float]]:
 def test_exactly_max_iters_and_the_log_of_the_contract(run, tmp_path):
     assert run("a") == 0
     events = read_events(tmp_path / "a")
-    assert [e["event"] for e in events][0] == "run_start" and events[-1]["event"] == "run_end"
+    assert events[0]["event"] == "run_start" and events[-1]["event"] == "run_end"
     assert [e["step"] for e in events if e["event"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [e["step"] for e in events if e["event"] == "eval"] == [0, 3, 6]
     assert [e["step"] for e in events if e["event"] == "checkpoint"] == [3, 6]

@@ -1,0 +1,83 @@
+"""The house of the design: imports go strictly down, and nothing executable is loaded."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = {
+    0: ["model_config", "training.dist", "training.shards"],
+    1: ["model_components", "training.config", "training.flops", "tokenization.tokenizers"],
+    2: ["model_builder", "training.data", "training.optim"],
+    3: ["training.metrics"],
+    4: ["training.checkpoint", "training.evaluate", "inference.generate", "inference.hf", "tokenization.embedded"],
+    5: ["train", "sample", "compare_architectures", "benchmarks.*", "data.*"],
+}
+FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
+FILES = [
+    f.relative_to(ROOT)
+    for f in sorted(ROOT.rglob("*.py"))
+    if f.relative_to(ROOT).parts[0] not in (".venv", "tests", "config") and not f.relative_to(ROOT).parts[0].startswith("out")
+]
+
+
+def module_of(file: Path) -> str:
+    name = ".".join(file.with_suffix("").parts)
+    return f"{file.parts[0]}.*" if file.parts[0] in ("data", "benchmarks") else name
+
+
+def imports_of(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_the_table_has_every_room():
+    assert {module_of(f) for f in FILES} == set(FLOOR_OF)
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_imports_go_strictly_down(file):
+    floor = FLOOR_OF[module_of(file)]
+    for name in imports_of(file) & set(FLOOR_OF):
+        assert FLOOR_OF[name] < floor, f"{file} (floor {floor}) imports {name} (floor {FLOOR_OF[name]})"
+
+
+@pytest.mark.parametrize("name", ["model_config", "model_components", "model_builder"])
+def test_the_model_knows_no_training(name):
+    assert not [i for i in imports_of(Path(f"{name}.py")) if i.startswith(("training", "inference", "tokenization"))]
+
+
+def test_model_config_brings_no_torch():
+    code = "import sys, model_config; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_configs_import_nothing():
+    for file in (ROOT / "config").glob("*.py"):
+        assert not imports_of(file.relative_to(ROOT)), file
+
+
+def test_nothing_executable_is_loaded():
+    unsafe = re.compile(
+        r"\bpickle\b(?!s)|torch\.load\(|trust_remote_code|weights_only|(?<![.\w])(?:eval|exec)\(|\bshelve\b|\bmarshal\b"
+    )
+    hits = {str(f): m.group() for f in FILES if (m := unsafe.search(re.sub(r'"""[\s\S]*?"""|#.*', "", (ROOT / f).read_text())))}
+    assert hits == {"training/config.py": "exec("}  # the config file that the user names
+
+
+def test_no_file_hides_a_module_that_it_imports():
+    for file in FILES:
+        tops = {name.partition(".")[0] for name in imports_of(file)}
+        if file.parent != Path() and file.parts[0] in ("data", "benchmarks"):  # scripts: their folder comes first on sys.path
+            hidden = {f.stem for f in (ROOT / file.parent).glob("*.py")} & (tops | set(sys.stdlib_module_names))
+            assert not hidden, f"{file.parent} hides {hidden}"

@@ -1,0 +1,292 @@
+"""defaults < preset < file < flags, every value typed, every mistake one line; and every knob of TrainConfig turns."""
+
+import contextlib
+import dataclasses
+import io
+import json
+import string
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_FLAGS, read_events
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import train
+from model_builder import ConfigurableGPT
+from model_config import get_preset_config
+from training.config import MODEL_FIELDS, TRAIN_FIELDS, TrainConfig, load_config, parse_flags
+from training.data import BatchLoader
+from training.optim import build_optimizers, learning_rate_at
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def write(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "config.py"
+    file.write_text(text)
+    return str(file)
+
+
+def test_flags_over_file_over_preset_over_defaults(tmp_path):
+    file = write(tmp_path, "arch_preset = 'qwen3'\nn_layer = 5\nbatch_size = 3\n_helper = 7\nmax_iters = 1e3\n")
+    model, config = load_config([file, "--batch_size=4", "--n_head", "8"])
+    assert (model.n_layer, model.n_head, model.rope_theta, model.dropout) == (5, 8, 1e6, 0.0)
+    assert (config.batch_size, config.max_iters, config.learning_rate) == (4, 1000, TrainConfig().learning_rate)
+    model, _ = load_config([file, "--arch_preset=llama3"])
+    assert (model.n_layer, model.rope_theta) == (5, 5e5)
+
+
+def test_d_ff_and_ffn_ratio_over_the_layers(tmp_path):
+    file = write(tmp_path, "arch_preset = 'qwen3'\nd_ff = 100\n")
+    assert load_config([file])[0].d_ff == 100
+    assert load_config([file, "--ffn_ratio=2"])[0].d_ff == 2048
+
+
+def test_flags_are_typed():
+    def parsed(*flags: str) -> dict:
+        return dataclasses.asdict(load_config(flags)[1])
+
+    assert parsed("--compile=False")["compile"] is False and parsed("--eval_only")["eval_only"] is True
+    assert parsed("--compile", "no", "--seed", "3")["compile"] is False and parsed("--max_iters=2e3")["max_iters"] == 2000
+    assert parsed("--lr_decay_iters=none")["lr_decay_iters"] is None and parsed("--max_iters=1_000")["max_iters"] == 1000
+    assert parse_flags(["a", "--x", "-1", "b"], {"x": int}) == (["a", "b"], {"x": -1})
+
+
+@pytest.mark.parametrize("argv, said", [
+    (["--n_layers=3"], "unknown key 'n_layers' in the flags: did you mean 'n_layer'?"),
+    (["--max_iters=1.5"], "--max_iters=1.5 is not a whole number"),
+    (["--max_iters=inf"], "--max_iters=inf is not a whole number"),
+    (["--learning_rate=fast"], "--learning_rate=fast is not a number"),
+    (["--compile=maybe"], "--compile=maybe is neither True nor False"),
+    (["--seed"], "--seed needs a value"),
+    (["--dtype=bf16"], "dtype='bf16' is not known"),
+    (["--arch_preset=qwen"], "did you mean 'qwen3'"),
+    (["config/quickstart.py", "config/full_llama3_8b.py"], "one config file at most"),
+    (["config/quikstart.py"], "did you mean 'config/quickstart.py'"),
+    (["--min_lr=1"], "min_lr=1.0 exceeds learning_rate=0.0006"),
+    (["--beta1=1"], "beta1=1.0"),
+    (["--keep_last=0"], "keep_last=0"),
+    (["--seed=-1"], "seed=-1"),
+    (["--wsd_decay_fraction=0"], "wsd_decay_fraction=0.0"),
+    (["--grad_clip=-1"], "grad_clip=-1.0"),
+    (["--init_from=scrach"], "did you mean 'scratch'"),
+    (["--out_dir="], "out_dir=''"),
+])  # fmt: skip
+def test_mistakes_are_named(argv, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ValueError) as error:
+        load_config(argv)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text, said", [
+    ("n_layers = 3", "did you mean 'n_layer'"),
+    ("import os", "unknown key 'os'"),
+    ("x = (", ":1: '(' was never closed"),
+    ("1 / 0", "ZeroDivisionError"),
+    ("n_layer = '3'", "n_layer='3' is of type str, wanted int"),
+    ("compile = 1", "compile=1 is of type int, wanted bool"),
+])  # fmt: skip
+def test_mistakes_in_the_file_are_named(tmp_path, text, said):
+    with pytest.raises(ValueError) as error:
+        load_config([write(tmp_path, text)])
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config").glob("*.py")), ids=lambda p: p.stem)
+def test_print_config_of_every_file(path, capsys):
+    assert train.main([str(path), "--print_config"]) == 0
+    out, err = capsys.readouterr()
+    printed = json.loads(out)
+    assert list(printed) == ["model", "train", "derived"] and not err
+    assert set(printed["model"]) == set(MODEL_FIELDS) and set(printed["train"]) == set(TRAIN_FIELDS)
+    # what was printed, given as flags, is the same configuration
+    flags = [
+        f"--{k}={v}" for part in ("model", "train") for k, v in printed[part].items() if not (k == "ffn_ratio" and v is None)
+    ]
+    train.main([*flags, "--print_config"])
+    assert json.loads(capsys.readouterr().out) == printed
+
+
+def test_no_name_means_two_things():
+    assert not set(MODEL_FIELDS) & set(TRAIN_FIELDS)
+
+
+values = st.one_of(
+    st.integers(-3, 64).map(str),
+    st.floats().map(str),
+    st.sampled_from(
+        ["true", "none", "", "qwen3", "rope", "manual", "swiglu", "1e400", "-0", "0x10", "nan", "🙂", "a=b", "--x"]
+    ),
+    st.text(alphabet=string.printable, max_size=8),
+)
+names = st.one_of(st.sampled_from(MODEL_FIELDS + TRAIN_FIELDS), st.text(alphabet=string.printable, max_size=8))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(names, values, st.sampled_from(["=", " ", None])), max_size=6))
+def test_no_command_line_ends_in_a_traceback(pairs):
+    argv = ["--n_layer=1"]  # building 10^9 layers on the meta device would only take long
+    for name, value, joint in pairs:
+        if name in ("n_layer", "-h", "help"):
+            continue
+        argv += [f"--{name}"] if joint is None else [f"--{name}", value] if joint == " " else [f"--{name}={value}"]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = train.main([*argv, "--print_config"])
+        except SystemExit as stopped:
+            code = stopped.code
+    assert code in (0, 2)
+    assert err.getvalue().count("\n") == (1 if code else 0)
+
+
+def model_and(**fields: object) -> tuple[ConfigurableGPT, TrainConfig]:
+    config = get_preset_config("gpt2", n_layer=1, n_embd=32, n_head=2, block_size=8, vocab_size=11)
+    return ConfigurableGPT(config), TrainConfig(**{"min_lr": 0.0, **fields})
+
+
+def optimizer_groups(**fields: object) -> list:
+    model, config = model_and(**fields)
+    keys = ("lr", "betas", "weight_decay", "lr_ratio")
+    return [
+        [type(o).__name__, {k: g.get(k) for k in keys}]
+        for o in build_optimizers(model, config, torch.device("cpu"))
+        for g in o.param_groups
+    ]
+
+
+def schedule(**fields: object) -> list[float]:
+    return [learning_rate_at(step, TrainConfig(**{"max_iters": 20, "warmup_iters": 2, **fields})) for step in range(22)]
+
+
+OPTIMIZER_KNOBS = {"optimizer": "muon", "weight_decay": 0.5, "beta1": 0.5, "beta2": 0.5}
+SCHEDULE_KNOBS = {"learning_rate": 1e-3, "min_lr": 1e-5, "lr_schedule": "linear", "warmup_iters": 5, "lr_decay_iters": 10}
+# Each of these changes what a tiny run leaves behind; the flags, and a question to its events and printed lines
+RUN_KNOBS = {
+    "batch_size": (["--batch_size=4"], lambda e, out: e[-1]["tokens"] == 6 * 4 * 2 * 16),
+    "gradient_accumulation_steps": (["--gradient_accumulation_steps=1"], lambda e, out: e[-1]["tokens"] == 6 * 2 * 16),
+    "max_iters": (["--max_iters=4"], lambda e, out: e[-1]["step"] == 4),
+    "eval_interval": (["--eval_interval=2"], lambda e, out: [x["step"] for x in e if x["event"] == "eval"] == [0, 2, 4, 6]),
+    "log_interval": (["--log_interval=4"], lambda e, out: [x["step"] for x in e if x["event"] == "train"] == [1, 4, 6]),
+    "checkpoint_interval": (["--checkpoint_interval=4"], lambda e, out: [x["step"] for x in e if x["event"] == "checkpoint"] == [4, 6]),
+    "eval_only": (["--eval_only"], lambda e, out: [x["event"] for x in e] == ["run_start", "eval", "run_end"]),
+    "dtype": (["--dtype=bfloat16"], lambda e, out: e[0]["hardware"]["dtype"] == "bfloat16"),
+    "device": (["--device=auto"], lambda e, out: e[0]["hardware"]["device"] in ("cpu", "cuda", "mps")),
+    "use_zero1": (["--use_zero1"], lambda e, out: out.count("use_zero1=True") == 1),
+    "use_fsdp": (["--use_fsdp"], lambda e, out: out.count("use_fsdp=True") == 1),
+}  # fmt: skip
+# Shown elsewhere: the sampler's and the weights' seed here below, the rest in tests/test_train.py and tests/training/test_shards.py
+ELSEWHERE = {
+    "arch_preset": "test_flags_over_file_over_preset_over_defaults",
+    "dataset": "test_train: test_resume_refuses_another_model_or_another_order",
+    "data_dtype": "test_a_nanogpt_folder_needs_its_dtype",
+    "seed": "test_the_seed_moves_weights_and_data",
+    "eval_iters": "test_eval_iters_and_compile_and_grad_clip",
+    "compile": "test_eval_iters_and_compile_and_grad_clip",
+    "grad_clip": "test_eval_iters_and_compile_and_grad_clip",
+    "muon_learning_rate": "test_muons_own_learning_rate_and_wsd",
+    "wsd_decay_fraction": "test_muons_own_learning_rate_and_wsd",
+    "out_dir": "test_train: every test",
+    "init_from": "test_train: test_finished_scratch_and_kept_checkpoints",
+    "keep_last": "test_train: test_finished_scratch_and_kept_checkpoints",
+    "always_save_checkpoint": "test_train: test_finished_scratch_and_kept_checkpoints",
+    "wandb_log": "test_train: test_wandb_never_stops_a_run",
+    "wandb_project": "test_wandb_names",
+    "wandb_run_name": "test_wandb_names",
+}
+
+
+def test_the_tables_have_every_knob():
+    tables = [OPTIMIZER_KNOBS, SCHEDULE_KNOBS, RUN_KNOBS, ELSEWHERE]
+    assert sorted(name for table in tables for name in table) == sorted(TRAIN_FIELDS)
+
+
+@pytest.mark.parametrize("field", OPTIMIZER_KNOBS)
+def test_optimizer_knobs_turn(field):
+    assert optimizer_groups() != optimizer_groups(**{field: OPTIMIZER_KNOBS[field]})
+
+
+@pytest.mark.parametrize("field", SCHEDULE_KNOBS)
+def test_schedule_knobs_turn(field):
+    assert schedule() != schedule(**{field: SCHEDULE_KNOBS[field]})
+
+
+@pytest.mark.parametrize("field", RUN_KNOBS)
+def test_run_knobs_turn(run, tmp_path, capsys, field):
+    flags, holds = RUN_KNOBS[field]
+    assert run("plain") == 0
+    plain = read_events(tmp_path / "plain"), capsys.readouterr().out
+    assert run("turned", *flags) == 0
+    assert holds(read_events(tmp_path / "turned"), capsys.readouterr().out)
+    assert field == "device" or not holds(*plain)
+
+
+def test_muons_own_learning_rate_and_wsd():
+    assert optimizer_groups(optimizer="muon") != optimizer_groups(optimizer="muon", muon_learning_rate=0.02)
+    assert optimizer_groups(optimizer="muon", muon_learning_rate=0.02)[-1][1]["lr_ratio"] == pytest.approx(0.02 / 6e-4)
+    assert schedule(lr_schedule="wsd") != schedule(lr_schedule="wsd", wsd_decay_fraction=0.5)
+
+
+def test_the_seed_moves_weights_and_data(dataset):
+    from training.shards import open_tokens
+
+    tokens = open_tokens(dataset, "train", 97)
+    (a, _), (b, _) = (BatchLoader(tokens, 8, 4, 1, seed).micro_batch(0, 0) for seed in (1, 2))
+    assert not torch.equal(a, b)
+
+
+def test_eval_iters_and_compile_and_grad_clip(run, tmp_path, monkeypatch, capsys):
+    run("plain")
+    run("longer", "--eval_iters=4")
+    run("clipped", "--grad_clip=0.01")
+    run("unclipped", "--grad_clip=0")
+    plain, longer, clipped, unclipped = (read_events(tmp_path / n) for n in ("plain", "longer", "clipped", "unclipped"))
+    assert [e["val_loss"] for e in plain if e["event"] == "eval"] != [e["val_loss"] for e in longer if e["event"] == "eval"]
+    assert plain[2]["grad_norm"] == clipped[2]["grad_norm"] == unclipped[2]["grad_norm"] > 0.01  # logged before clipping
+    assert len({json.dumps([e["loss"] for e in r if e["event"] == "train"]) for r in (plain, clipped, unclipped)}) == 3
+    capsys.readouterr()
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    run("compiled", "--compile")
+    assert (
+        "compile=True is switched off: on CPU it needs a C++ compiler, and no-such-compiler is not" in capsys.readouterr().out
+    )
+    compiled = []
+    monkeypatch.setenv("CXX", "true")
+    monkeypatch.setattr(ConfigurableGPT, "compile", lambda self, **how: compiled.append(how))
+    run("compiled2", "--compile")
+    assert compiled == [{"dynamic": False}]
+
+
+def test_a_nanogpt_folder_needs_its_dtype(tmp_path, capsys):
+    import numpy as np
+
+    for split in ("train", "val"):
+        np.random.default_rng(0).integers(1, 97, 500).astype(np.uint16).tofile(tmp_path / f"{split}.bin")
+    argv = [*TINY_FLAGS, f"--dataset={tmp_path}", f"--out_dir={tmp_path / 'out'}"]
+    with pytest.raises(SystemExit) as stopped:
+        train.main(argv)
+    assert stopped.value.code == 2 and "--data_dtype=uint16" in capsys.readouterr().err
+    assert train.main([*argv, "--data_dtype=uint16"]) == 0
+    assert read_events(tmp_path / "out", "eval")[-1]["val_bits_per_byte"] is None
+
+
+def test_wandb_names(run, monkeypatch, tmp_path):
+    import sys
+    import types
+
+    seen = []
+    fake = types.SimpleNamespace(log=lambda *a, **k: None, finish=lambda: None)
+    monkeypatch.setitem(
+        sys.modules, "wandb", types.SimpleNamespace(init=lambda **s: seen.append((s["project"], s["name"])) or fake)
+    )
+    run("a", "--wandb_log", "--wandb_project=p", "--wandb_run_name=n")
+    run("b", "--wandb_log")
+    assert seen == [("p", "n"), ("nanofoundry", str(tmp_path / "b"))]
+
+
+def test_notes_on_what_has_no_effect():
+    assert TrainConfig(muon_learning_rate=0.1).notes() == ["muon_learning_rate=0.1 has no effect with optimizer='adamw'"]
+    assert not TrainConfig().notes()

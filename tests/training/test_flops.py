@@ -1,0 +1,43 @@
+"""FLOPs against hand-worked totals and torch's counter; peaks against the datasheets."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from model_builder import ConfigurableGPT
+from model_config import PRESET_CONFIGS, get_preset_config
+from training.config import load_config
+from training.flops import flops_per_token, matmul_weights, peak_flops_per_s
+
+
+def test_qwen3_1_7b_by_hand():
+    config, _ = load_config(["config/full_qwen3_1.5b.py"])
+    attention = 2048 * 128 * (16 + 8 + 8) + 16 * 128 * 2048
+    n_matmul = 28 * (attention + 3 * 2048 * 6144) + 151936 * 2048
+    assert matmul_weights(config) == n_matmul
+    assert flops_per_token(config, T=4096) == 6 * n_matmul + 6 * 28 * 16 * 128 * 4096
+    assert flops_per_token(config, T=4096) / 1e9 == pytest.approx(11.73, abs=0.005)
+    assert flops_per_token(config, T=4096, full_attention=True) / 1e9 == pytest.approx(13.14, abs=0.005)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("preset", PRESET_CONFIGS)
+def test_torchs_counter_agrees(preset, tied):
+    heads = dict(num_key_value_heads=2) if preset in ("llama3", "qwen3") else {}
+    config = get_preset_config(preset, n_layer=2, n_embd=64, n_head=4, block_size=32, vocab_size=97, weight_tying=tied,
+                               attention_backend="manual", **heads)  # fmt: skip
+    model = ConfigurableGPT(config)
+    x = torch.randint(97, (3, 32))
+    with FlopCounterMode(display=False) as counter:
+        model(x, x)[1].backward()
+    # the counter sees all of attention; it counts the input gradient of every matmul, as we do
+    assert counter.get_total_flops() == pytest.approx(flops_per_token(config, full_attention=True) * x.numel(), rel=1e-6)
+
+
+@pytest.mark.parametrize("name, tflops", [
+    ("NVIDIA H200", 989), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA B200", 2250),
+    ("NVIDIA GB200", 2500), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA L40S", 362), ("NVIDIA RTX A6000", 154.8),
+    ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 5090", None), ("AMD EPYC (2 threads)", None), ("Tesla T4", None),
+])  # fmt: skip
+def test_peaks_are_dense_and_never_guessed(name, tflops):
+    assert peak_flops_per_s(name) == (tflops and pytest.approx(tflops * 1e12))
