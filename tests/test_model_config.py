@@ -16,7 +16,8 @@ from model_config import (
 )
 
 ROOT = Path(__file__).resolve().parents[1]
-COLUMNS = "n_layer n_embd n_head num_key_value_heads head_dim d_ff block_size vocab_size norm_eps position_encoding rope_theta".split()
+SIZES = "n_layer n_embd n_head num_key_value_heads head_dim d_ff block_size vocab_size"
+COLUMNS = [*SIZES.split(), "norm_eps", "position_encoding", "rope_theta"]
 OFFICIAL = {
     "gpt2": (12, 768, 12, 12, 64, 3072, 1024, 50257, 1e-5, "learned", 1e4),
     "llama2": (32, 4096, 32, 32, 128, 11008, 4096, 32000, 1e-5, "rope", 1e4),

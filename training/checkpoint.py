@@ -91,6 +91,9 @@ def find_damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files, or None. Digests are compared before anything is parsed."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"{path / 'manifest.json'}: {type(error).__name__}: {error}"
+    try:
         for name, recorded in manifest.items():
             found = describe(path / name)
             for what in ("bytes", "sha256"):
@@ -152,6 +155,9 @@ def load_weights(path: Path, model: nn.Module) -> None:
             p.copy_(tensors[name])
 
 
+STATE_KEYS = {torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"}, torch.optim.Muon: {"momentum_buffer"}}
+
+
 def load_optimizers(path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
     """Fills the optimizers' state; their hyperparameters stay those of the present configuration."""
     tensors = read_tensors(path / "optimizer.safetensors")
@@ -161,7 +167,7 @@ def load_optimizers(path: Path, model: nn.Module, optimizers: list[torch.optim.O
         for index, name in enumerate(names):
             prefix = name + "/"
             fresh["state"][index] = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
-        if tensors and not all(fresh["state"].values()):
+        if tensors and any(state.keys() != STATE_KEYS[type(optimizer)] for state in fresh["state"].values()):
             raise ValueError(f"{path}/optimizer.safetensors was written by another optimizer: use the one of the checkpoint")
         optimizer.load_state_dict(fresh)
 

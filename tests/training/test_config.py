@@ -171,14 +171,15 @@ RUN_KNOBS = {
     "max_iters": (["--max_iters=4"], lambda e, out: e[-1]["step"] == 4),
     "eval_interval": (["--eval_interval=2"], lambda e, out: [x["step"] for x in e if x["event"] == "eval"] == [0, 2, 4, 6]),
     "log_interval": (["--log_interval=4"], lambda e, out: [x["step"] for x in e if x["event"] == "train"] == [1, 4, 6]),
-    "checkpoint_interval": (["--checkpoint_interval=4"], lambda e, out: [x["step"] for x in e if x["event"] == "checkpoint"] == [4, 6]),
+    "checkpoint_interval": (["--checkpoint_interval=4"],
+                            lambda e, out: [x["step"] for x in e if x["event"] == "checkpoint"] == [4, 6]),
     "eval_only": (["--eval_only"], lambda e, out: [x["event"] for x in e] == ["run_start", "eval", "run_end"]),
     "dtype": (["--dtype=bfloat16"], lambda e, out: e[0]["hardware"]["dtype"] == "bfloat16"),
     "device": (["--device=auto"], lambda e, out: e[0]["hardware"]["device"] in ("cpu", "cuda", "mps")),
     "use_zero1": (["--use_zero1"], lambda e, out: out.count("use_zero1=True") == 1),
     "use_fsdp": (["--use_fsdp"], lambda e, out: out.count("use_fsdp=True") == 1),
 }  # fmt: skip
-# Shown elsewhere: the sampler's and the weights' seed here below, the rest in tests/test_train.py and tests/training/test_shards.py
+# Shown by the test named, here or in another file
 ELSEWHERE = {
     "arch_preset": "test_flags_over_file_over_preset_over_defaults",
     "dataset": "test_train: test_resume_refuses_another_model_or_another_order",

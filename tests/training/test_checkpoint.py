@@ -1,0 +1,124 @@
+"""Nothing is lost: damage is recognised in every file, older checkpoints stand in, the best one stays."""
+
+import json
+
+import pytest
+import torch
+
+from model_builder import ConfigurableGPT
+from model_config import get_preset_config
+from training import checkpoint
+from training.config import TrainConfig
+from training.optim import build_optimizers
+
+FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.json", "manifest.json")
+
+
+def trained(seed: int = 0, optimizer: str = "muon", n_embd: int = 16) -> tuple:
+    model = ConfigurableGPT(get_preset_config("gpt2", n_layer=1, n_embd=n_embd, n_head=2, block_size=8, vocab_size=11), seed)
+    optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer), torch.device("cpu"))
+    x = torch.arange(8)[None]
+    model(x, x)[1].backward()
+    for o in optimizers:
+        o.step()
+    return model, optimizers
+
+
+def save(out_dir, step, model, optimizers):
+    return checkpoint.save_checkpoint(out_dir, model, optimizers, {"step": step}, {"model": {}, "train": {}})
+
+
+def test_round_trip(tmp_path):
+    model, optimizers = trained()
+    path = save(tmp_path, 5, model, optimizers)
+    assert path == tmp_path / "checkpoints" / "step_00000005" and {f.name for f in path.iterdir()} == set(FILES)
+    other, others = trained(seed=1)
+    checkpoint.load_weights(path, other)
+    checkpoint.load_optimizers(path, other, others)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+    ours, theirs = (checkpoint.optimizer_tensors(m, o) for m, o in ((model, optimizers), (other, others)))
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
+    assert "blocks.0.attention.qkv.weight/momentum_buffer" in ours and "token_embedding.weight/exp_avg" in ours
+    assert checkpoint.load_state(path)[0] == {"step": 5}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["bit flip", "truncation", "removal"])
+def test_damage_to_any_file_is_passed_over(tmp_path, caplog, name, damage):
+    model, optimizers = trained()
+    older, newest = save(tmp_path, 1, model, optimizers), save(tmp_path, 2, model, optimizers)
+    assert checkpoint.find_checkpoint(tmp_path) == newest
+    file = newest / name
+    content = bytearray(file.read_bytes())
+    if damage == "bit flip":
+        content[len(content) // 2] ^= 4
+        file.write_bytes(content)
+    elif damage == "truncation":
+        file.write_bytes(content[:-3])
+    else:
+        file.unlink()
+    assert checkpoint.find_checkpoint(tmp_path) == older
+    assert len(caplog.records) == 1 and "step_00000002" in caplog.text and name in caplog.text
+    with pytest.raises(ValueError, match="no intact checkpoint"):
+        checkpoint.find_checkpoint(tmp_path, step=2)
+
+
+def test_all_damaged_is_an_error_and_none_is_none(tmp_path):
+    assert checkpoint.find_checkpoint(tmp_path) is None
+    (save(tmp_path, 1, *trained()) / "state.json").unlink()
+    with pytest.raises(ValueError, match=r"no intact checkpoint.*state\.json"):
+        checkpoint.find_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match=r"no checkpoint of step 7 .*there: 1"):
+        checkpoint.find_checkpoint(tmp_path, step=7)
+
+
+def test_what_a_crash_leaves_behind_is_no_checkpoint(tmp_path, monkeypatch):
+    model, optimizers = trained()
+    first = save(tmp_path, 1, model, optimizers)
+
+    def crash(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for stage in ("write_json", "fsync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, stage, crash)
+            with pytest.raises(OSError):
+                save(tmp_path, 2, model, optimizers)
+        assert checkpoint.list_checkpoints(tmp_path) == [(1, first)]
+    assert save(tmp_path, 2, model, optimizers) == checkpoint.find_checkpoint(tmp_path)
+
+
+def test_what_does_not_fit_is_named(tmp_path):
+    path = save(tmp_path, 1, *trained())
+    wider, optimizers = trained(n_embd=32)
+    with pytest.raises(ValueError, match=r"token_embedding\.weight has shape \[11, 16\], the model \[11, 32\]"):
+        checkpoint.load_weights(path, wider)
+    deeper = ConfigurableGPT(get_preset_config("gpt2", n_layer=2, n_embd=16, n_head=2, block_size=8, vocab_size=11))
+    with pytest.raises(ValueError, match=r"other parameters than this model: blocks\.1"):
+        checkpoint.load_weights(path, deeper)
+    model, adamw = trained(optimizer="adamw")
+    with pytest.raises(ValueError, match="another optimizer"):
+        checkpoint.load_optimizers(save(tmp_path, 2, *trained()), model, adamw)
+
+
+def test_pruning_keeps_the_last_and_the_named(tmp_path):
+    model, optimizers = trained()
+    for step in range(1, 7):
+        save(tmp_path, step, model, optimizers)
+    checkpoint.prune_checkpoints(tmp_path, 2, {3})
+    assert [s for s, _ in checkpoint.list_checkpoints(tmp_path)] == [3, 5, 6]
+    assert not list((tmp_path / "checkpoints").glob("partial*"))
+
+
+def test_setting_aside_loses_nothing(tmp_path):
+    assert checkpoint.set_aside_checkpoints(tmp_path) is None
+    for n in (1, 2):
+        save(tmp_path, n, *trained())
+        assert checkpoint.set_aside_checkpoints(tmp_path) == tmp_path / f"checkpoints_before_{n}"
+    assert (tmp_path / "checkpoints_before_2" / "step_00000002" / "manifest.json").is_file()
+
+
+def test_a_checkpoint_holds_json_and_safetensors_only(tmp_path):
+    path = save(tmp_path, 1, *trained())
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert set(manifest) == set(FILES) - {"manifest.json"} and {f.suffix for f in path.iterdir()} == {".json", ".safetensors"}
