@@ -4,7 +4,7 @@ Shapes: B sequences, T tokens, C = n_embd, H query heads, K key/value heads, D =
 """
 
 import functools
-import importlib.util
+import importlib
 import logging
 import math
 from collections.abc import Callable
@@ -176,10 +176,10 @@ def backend_problem(name: str, device_type: str, dtype: torch.dtype, dropout: fl
     if dropout and name != "flash_attn_2":
         return "it has no dropout"
     try:
-        found = importlib.util.find_spec(package) is not None
-    except ModuleNotFoundError:  # the parent of a dotted name
-        found = False
-    return None if found else f"the package {package} is not installed ({how})"
+        importlib.import_module(package)
+    except ImportError as error:  # absent, or built for another torch
+        return f"the package {package} cannot be imported ({error}); {how}"
+    return None
 
 
 # A constant to the compiler: it runs while a graph is traced, never inside one.
@@ -188,7 +188,7 @@ def choose_backend(name: str, device_type: str, dtype: torch.dtype, T: int, drop
     """The backend that runs: `name` itself, sdpa with one warning where it cannot, and for `auto` the fixed choice for the
     device and the length (law 12: a table, not a measurement)."""
     if name == "auto":
-        # On CPU torch's flash kernel runs at a tenth of the matmul rate; two plain matmuls win while the scores stay in cache.
+        # torch's flash kernel for the CPU is far from the matmul rate; two plain matmuls win while the scores stay in cache
         return "manual" if device_type == "cpu" and 1 < T <= CPU_MANUAL_ATTENTION_MAX_T else "sdpa"
     problem = backend_problem(name, device_type, dtype, dropout)
     if problem:

@@ -92,6 +92,8 @@ class ModelArchitectureConfig:
 
     def _d_ff_from_ratio(self) -> int:
         if self.ffn_ratio is not None:
+            if self.ffn_ratio > 1e6:
+                raise ValueError(f"ffn_ratio={self.ffn_ratio} is not a width in units of n_embd={self.n_embd}")
             return max(1, round(self.ffn_ratio * self.n_embd))
         if self.ffn_type == "swiglu":  # Shazeer 2020: 2/3 of 4x keeps the parameters of a standard FFN
             return -(-8 * self.n_embd // (3 * 256)) * 256
@@ -154,6 +156,8 @@ class ModelArchitectureConfig:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ModelArchitectureConfig":
+        if not isinstance(fields, dict):
+            raise ValueError(f"a model configuration is a dictionary of fields, not {type(fields).__name__}")
         check_field_names(fields, [f.name for f in dataclasses.fields(cls)], "a model configuration")
         return cls(**fields)
 
@@ -256,7 +260,7 @@ def checked_value(name: str, value: Any, hint: Any) -> Any:
         return None
     if type(value) in kinds:
         return value
-    if float in kinds and type(value) is int:
+    if float in kinds and type(value) is int and abs(value) < 2**1000:
         return float(value)
     if int in kinds and type(value) is float and value.is_integer():
         return int(value)

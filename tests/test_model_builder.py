@@ -115,6 +115,28 @@ def test_the_loss_is_the_mean_over_valid_targets():
         model(torch.zeros(1, 17, dtype=torch.long))
 
 
+def random_ids(B: int, T: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(61, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+def test_gradients_of_micro_batches_add_up_to_those_of_the_batch():
+    model = ConfigurableGPT(tiny(init_std=0.2))
+    ids, targets = random_ids(8, 16), random_ids(8, 16, seed=1)
+    model(ids, targets)[1].backward()
+    whole = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    for part, target in zip(ids.split(2), targets.split(2), strict=True):
+        (model(part, target)[1] / 4).backward()
+    for p, expected in zip(model.parameters(), whole, strict=True):
+        torch.testing.assert_close(p.grad, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_no_valid_target_gives_no_gradient():
+    model = ConfigurableGPT(tiny())
+    model(random_ids(2, 16), torch.full((2, 16), -100))[1].backward()
+    assert all((p.grad == 0).all() for p in model.parameters())
+
+
 def test_tied_weights_are_one_parameter():
     assert "lm_head.weight" not in dict(ConfigurableGPT(tiny()).named_parameters())
     assert ConfigurableGPT(tiny(weight_tying=False)).get_num_params() - ConfigurableGPT(tiny()).get_num_params() == 61 * 32

@@ -66,6 +66,8 @@ def test_json_round_trip(tmp_path):
     (dict(head_dim=63, position_encoding="rope"), ("head_dim=63", "position_encoding='rope'")),
     (dict(d_ff=100, ffn_ratio=4.0), ("d_ff=100", "ffn_ratio=4.0", "3072")),
     (dict(rope_scaling="llama3", rope_high_freq_factor=1.0, rope_low_freq_factor=2.0), ("1.0", "2.0")),
+    (dict(ffn_ratio=1e308), ("ffn_ratio=1e+308",)),
+    (dict(rope_theta=10**400), ("rope_theta=1000",)),
     (dict(dropout=1.0), ("dropout=1.0", "[0, 1)")),
     (dict(n_layer=0), ("n_layer=0",)),
     (dict(norm_eps=float("nan")), ("norm_eps=nan",)),

@@ -75,15 +75,19 @@ def test_bad_input_is_one_line(flag, capsys):
     assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
 
 
-def test_the_command(run, tmp_path, capsys):
+def byte_tokenizer(path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     tokenizer.train_from_iterator(["x"], trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet))
+    tokenizer.save(str(path))
+
+
+def test_the_command(run, tmp_path, capsys):
     data = write_dataset(tmp_path / "bytes", vocab_size=257)
-    tokenizer.save(str(data / "tokenizer.json"))
+    byte_tokenizer(data / "tokenizer.json")
     run("a", f"--dataset={data}", "--vocab_size=257")
     capsys.readouterr()
 
@@ -101,3 +105,91 @@ def test_the_command(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         sampled("--step=4")
     assert stopped.value.code == 2 and "no checkpoint of step 4" in capsys.readouterr().err
+
+
+def test_the_distribution_at_its_corners():
+    logits = 5 * torch.randn(40, generator=torch.Generator().manual_seed(3))
+    top = int(logits.argmax())
+    assert sampling_distribution(logits, 1.0, 1, 1.0, 0.0)[top] == 1
+    assert sampling_distribution(logits, 1.0, 0, 1e-9, 0.0)[top] == 1
+    assert sampling_distribution(logits, 1.0, 0, 1.0, 1.0)[top] == 1
+    torch.testing.assert_close(sampling_distribution(logits, 1.0, 40, 1.0, 0.0), logits.softmax(-1))
+    torch.testing.assert_close(sampling_distribution(logits, 1.0, 9999, 1.0, 0.0), logits.softmax(-1))
+    half = sampling_distribution(logits.bfloat16(), 0.7, 3, 0.9, 0.05)
+    assert half.dtype == torch.float32 and half.sum().item() == pytest.approx(1.0) and 1 <= (half > 0).sum() <= 3
+
+
+def test_the_draws_follow_the_distribution(model):
+    n = 600
+    drawn = torch.bincount(
+        torch.tensor([next(generate(model, [5, 2], 1, 2.0, top_k=4, seed=s)) for s in range(n)]), minlength=41
+    )
+    with torch.no_grad():
+        p = sampling_distribution(model(torch.tensor([[5, 2]]))[0][0, -1], 2.0, 4, 1.0, 0.0)
+    assert (drawn[p == 0] == 0).all() and (p > 0).sum() == 4
+    expected = n * p[p > 0]
+    assert ((drawn[p > 0] - expected) ** 2 / expected).sum() < 16.3  # chi-square with 3 degrees of freedom, p = 0.001
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("preset", ["gpt2", "llama3"])
+def test_past_the_context_it_goes_on_with_the_last_half(preset):
+    shape = dict(n_layer=2, n_embd=32, n_head=4, num_key_value_heads=4 if preset == "gpt2" else 1, block_size=8,
+                 vocab_size=41, init_std=0.3)  # fmt: skip
+    model = ConfigurableGPT(get_preset_config(preset, **shape), seed=0).eval()
+    ids = list(range(11))
+    context = ids[-8:]  # a prompt longer than block_size keeps its end
+    for token in generate(model, ids, 21, temperature=0):
+        if len(context) > 8:
+            context = context[-4:]
+        assert token == int(model(torch.tensor([context]))[0][0, -1].argmax())
+        context.append(token)
+    assert len(list(generate(model, ids, 21, temperature=0))) == 21
+
+
+def test_a_model_in_training_mode_is_sampled_without_dropout():
+    wild = ConfigurableGPT(get_preset_config("gpt2", n_layer=1, n_embd=32, n_head=2, block_size=16, vocab_size=41, dropout=0.9))
+    wild.train()
+    assert list(generate(wild, [1], 10, temperature=0)) == list(generate(wild, [1], 10, temperature=0))
+
+
+def test_a_character_appears_when_its_last_byte_does(tmp_path):
+    from tokenization.tokenizers import load_tokenizer
+
+    byte_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = load_tokenizer(tmp_path)
+    ids = tokenizer.encode("aß€🙂").ids
+    assert len(ids) == 1 + 2 + 3 + 4
+    stream = sample.text_stream(tokenizer, ids[:1])
+    assert [stream(token) for token in ids[1:]] == ["", "ß", "", "", "€", "", "", "", "🙂"]
+
+
+def test_the_end_of_text_ends_a_sample_and_damage_is_passed_over(run, tmp_path, capsys, monkeypatch):
+    data = write_dataset(tmp_path / "bytes", vocab_size=257)
+    byte_tokenizer(data / "tokenizer.json")
+    run("a", f"--dataset={data}", "--vocab_size=257")
+    flags = [f"--out_dir={tmp_path / 'a'}", "--prompt=ab", "--max_new_tokens=9"]
+    asked = []
+
+    def fake(model: object, ids: list[int], *rest: object, seed: int, stop_ids: tuple[int, ...]) -> list[int]:
+        asked.append((ids, rest, seed, stop_ids))
+        return [70, 71]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sample, "generate", fake)
+        assert sample.main([*flags, "--num_samples=2", "--top_k=3", "--top_p=0.5", "--min_p=0.1", "--seed=4"]) == 0
+    assert [a[1:] for a in asked] == [((9, 0.8, 3, 0.5, 0.1), 4, (0,)), ((9, 0.8, 3, 0.5, 0.1), 5, (0,))]
+    assert len(asked[0][0]) == 2
+    capsys.readouterr()
+    (tmp_path / "a" / "checkpoints" / "step_00000006" / "model.safetensors").write_bytes(b"")
+    assert sample.main([*flags, "--step=3"]) == 0
+    named = capsys.readouterr().out
+    assert sample.main(flags) == 0
+    assert capsys.readouterr().out == named
+    with pytest.raises(SystemExit) as stopped:
+        sample.main([*flags, "--step=6"])
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "a" / "tokenizer.json").unlink()
+    with pytest.raises(SystemExit) as stopped:
+        sample.main(flags)
+    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1

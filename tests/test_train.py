@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -272,3 +273,218 @@ def test_the_command_line_itself(tmp_path, dataset):
     assert done.returncode == 2 and done.stderr == "train.py: unknown key 'n_heads' in the flags: did you mean 'n_head'?\n"
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"COLUMNS": "80"})
     assert done.returncode == 0 and "step 6/6 | loss" in done.stdout and "tokens/s" in done.stdout
+
+
+def signal_after(monkeypatch, steps: int, number: int = signal.SIGTERM) -> None:
+    """The signal arrives within the optimizer step that leads to step `steps`."""
+    import train
+
+    plain = train.learning_rate_at
+
+    def learning_rate_at(step: int, config: object) -> float:
+        if step == steps - 1:
+            signal.raise_signal(number)
+        return plain(step, config)
+
+    monkeypatch.setattr(train, "learning_rate_at", learning_rate_at)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stop_at_any_step_changes_nothing(run, tmp_path, monkeypatch, capsys, optimizer):
+    flags = [f"--optimizer={optimizer}", "--dropout=0.1", "--max_iters=8", "--eval_interval=4"]
+    run("whole", *flags)
+    for steps in (1, 2, 5):
+        with monkeypatch.context() as patch:
+            signal_after(patch, steps)
+            assert run("parts", *flags) == 75
+        assert f"SIGTERM at step {steps}" in capsys.readouterr().out
+        assert read_events(tmp_path / "parts")[-1]["step"] == checkpoint.list_checkpoints(tmp_path / "parts")[-1][0] == steps
+    assert run("parts", *flags) == 0
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    whole, parts = weights(tmp_path / "whole", 8), weights(tmp_path / "parts", 8)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    steps = [e["start_step"] for e in read_events(tmp_path / "parts", "run_start")]
+    assert steps == [0, 1, 2, 5]
+
+
+def test_a_second_signal_ends_at_once(monkeypatch):
+    from training import dist
+
+    class Ended(Exception):
+        pass
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    monkeypatch.setattr(dist.os, "_exit", end)
+    try:
+        stop = dist.StopSignals()
+        assert stop.received is None
+        signal.raise_signal(signal.SIGUSR1)
+        assert stop.received == "SIGUSR1"
+        with pytest.raises(Ended, match=str(128 + signal.SIGTERM)):
+            signal.raise_signal(signal.SIGTERM)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_an_error_within_the_loop_is_logged_and_costs_the_steps_since_the_last_save(run, tmp_path, monkeypatch):
+    import train
+
+    run("whole")
+
+    def fails_at_4(step: int, config: object) -> float:
+        if step == 4:
+            raise RuntimeError("device lost")
+        return plain(step, config)
+
+    plain = train.learning_rate_at
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "learning_rate_at", fails_at_4)
+        with pytest.raises(RuntimeError, match="device lost"):
+            run("parts")
+    assert read_events(tmp_path / "parts")[-1]["reason"] == "error: RuntimeError: device lost"
+    assert not [t for t in threading.enumerate() if t.name.startswith("data")]
+    assert run("parts") == 0
+    assert read_events(tmp_path / "parts", "run_start")[-1]["start_step"] == 3
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    whole, parts = weights(tmp_path / "whole", 6), weights(tmp_path / "parts", 6)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_damaged_newest_checkpoint_costs_only_its_steps(run, tmp_path, caplog):
+    run("whole")
+    run("parts")
+    file = checkpoint.checkpoint_path(tmp_path / "parts", 6) / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert run("parts") == 0
+    assert "passing over the damaged checkpoint" in caplog.text and "optimizer.safetensors" in caplog.text
+    assert read_events(tmp_path / "parts", "run_start")[-1]["start_step"] == 3
+    whole, parts = weights(tmp_path / "whole", 6), weights(tmp_path / "parts", 6)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_accumulated_gradients_equal_those_of_one_big_batch(run, tmp_path):
+    """By Adam's running mean of them: weights whose true gradient is 0 (the bias of the keys) follow its rounding errors."""
+    run("many", "--batch_size=2", "--gradient_accumulation_steps=4")
+    run("one", "--batch_size=8", "--gradient_accumulation_steps=1")
+    many, one = (weights(tmp_path / n, 6) for n in ("many", "one"))
+    means = [name for name in many if name.endswith("/exp_avg")]
+    assert len(means) > 20
+    for name in means:
+        torch.testing.assert_close(many[name], one[name], rtol=0, atol=1e-6)
+    torch.testing.assert_close(many["token_embedding.weight"], one["token_embedding.weight"], rtol=0, atol=1e-5)
+
+
+def test_what_may_change_on_resume(run, tmp_path):
+    """The schedule, the dropout, the precision of the matmuls, and how a step is cut into micro-batches."""
+    flags = ["--learning_rate=1e-3", "--lr_schedule=constant", "--dropout=0.3", "--dtype=bfloat16", "--batch_size=4",
+             "--gradient_accumulation_steps=1", "--weight_decay=0", "--grad_clip=0", "--max_iters=9"]  # fmt: skip
+    run("a")
+    assert run("a", *flags) == 0
+    later = [e for e in read_events(tmp_path / "a", "train") if e["step"] > 6]
+    assert [e["lr"] for e in later] == [1e-3] * 3 and [e["step"] for e in later] == [7, 8, 9]
+
+
+def test_evaluation_windows_are_those_of_every_run(run, tmp_path, monkeypatch):
+    """The same windows at each evaluation, whatever the seed."""
+    import train
+
+    seen = []
+
+    def evaluate(model: object, batches: object, *rest: object) -> float:
+        seen.append([x.tolist() for x, _ in batches])
+        return 1.0
+
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    run("a")
+    run("b", "--seed=8")
+    train_windows, val_windows = seen[0], seen[1]
+    assert len(seen) == 12 and seen == [train_windows, val_windows] * 6
+    assert len(val_windows) == 2 and train_windows != val_windows
+
+
+def test_every_line_of_a_diverged_run_is_json(run, tmp_path):
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    assert run("a", "--learning_rate=1e30", "--grad_clip=0", "--warmup_iters=0") == 0
+    for file in (tmp_path / "a").glob("run_*.jsonl"):
+        events = [json.loads(line, parse_constant=refuse) for line in file.read_text().splitlines()]
+    assert events[-1]["reason"] == "done" and any(e.get("loss", 0) is None for e in events)
+
+
+def test_the_tokenizer_is_copied_and_the_tokens_are_not(run, tmp_path, dataset):
+    for name in ("tokenizer.json", "merges.txt", "notes.txt"):
+        (dataset / name).write_text(name)
+    run("a")
+    copied = {f.name for f in (tmp_path / "a").iterdir() if not f.name.startswith("run_")}
+    assert copied == {"tokenizer.json", "merges.txt", "checkpoints"}
+    data = read_events(tmp_path / "a")[0]["data"]
+    assert data["tokenizer"]["name"] == "synthetic" and data["eot_id"] == 0 and data["bytes_per_token"] == 3.0
+
+
+def test_notes_are_said(run, capsys):
+    run("a", "--rope_theta=5e5", "--muon_learning_rate=1", "--use_zero1")
+    out = capsys.readouterr().out
+    for said in ("rope_theta=500000.0 has no effect", "muon_learning_rate=1.0 has no effect", "use_zero1=True"):
+        assert out.count(said) == 1
+
+
+def test_a_dataset_that_is_not_prepared_names_the_command(run, tmp_path, monkeypatch, capsys):
+    import train
+
+    monkeypatch.setattr(train, "ROOT", tmp_path)
+    (tmp_path / "data" / "slimpajama").mkdir(parents=True)
+    (tmp_path / "data" / "slimpajama" / "prepare.py").write_text("")
+    for name, said in (("slimpajama", "run python data/slimpajama/prepare.py"), ("slimpyjama", "data/: slimpajama")):
+        assert exit_code(run, "a", f"--dataset={name}") == 2
+        err = capsys.readouterr().err
+        assert said in err and err.count("\n") == 1 and not (tmp_path / "a").exists()
+
+
+def test_the_embedded_corpus_is_prepared_on_first_use(run, tmp_path, monkeypatch, capsys):
+    import train
+    from tokenization import embedded
+
+    prepared = []
+
+    def prepare(folder: Path) -> None:
+        prepared.append(folder)
+        write_dataset(folder)
+
+    monkeypatch.setattr(train, "ROOT", tmp_path)
+    monkeypatch.setattr(embedded, "prepare", prepare)
+    for _ in range(2):
+        assert run("a", "--dataset=python_stdlib") == 0
+    assert prepared == [tmp_path / "data" / "python_stdlib"]
+
+
+def test_no_steps_at_all(run, tmp_path, capsys):
+    assert run("a", "--max_iters=0") == 0
+    assert [s for s, _ in checkpoint.list_checkpoints(tmp_path / "a")] == [0]
+    assert run("a", "--max_iters=2") == 0
+    run("b", "--max_iters=2")
+    whole, parts = weights(tmp_path / "b", 2), weights(tmp_path / "a", 2)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_the_best_checkpoint_stays_when_the_loss_rises_again(run, tmp_path):
+    """After step 4 the rate is absurd: step 4 stays the best."""
+    run("a", "--max_iters=4", "--eval_interval=2", "--keep_last=1")
+    run("a", "--max_iters=10", "--eval_interval=2", "--keep_last=1", "--learning_rate=10", "--lr_schedule=constant")
+    evaluations = {e["step"]: e["val_loss"] for e in read_events(tmp_path / "a", "eval") if e["step"]}
+    assert min(evaluations, key=evaluations.get) == 4
+    assert [s for s, _ in checkpoint.list_checkpoints(tmp_path / "a")] == [4, 10]
+
+
+def test_eval_only_of_a_run_that_is_not_there(run, tmp_path, capsys):
+    assert exit_code(run, "a", "--eval_only", "--init_from=resume") == 2
+    assert not (tmp_path / "a").exists()
+    run("b", "--max_iters=3")
+    before = sorted(p.relative_to(tmp_path) for p in (tmp_path / "b").rglob("*"))
+    assert run("b", "--eval_only", "--init_from=scratch") == 0
+    after = sorted(p.relative_to(tmp_path) for p in (tmp_path / "b").rglob("*"))
+    assert len(after) == len(before) + 1 and set(before) < set(after)  # one more run log

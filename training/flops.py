@@ -1,19 +1,21 @@
 """What a training step costs, and what a device can do."""
 
+import re
+
 from model_config import ModelArchitectureConfig
 
-# Dense bf16 peak in FLOP/s, by a part of the name that the driver reports; the first match counts. Vendors also print rates
-# with 2:4 sparsity, twice as high (H200 1979, B200 4500 TFLOP/s): not these.
+# Dense bf16 peak in FLOP/s, by a pattern of the name that the driver reports. Vendors also print rates with 2:4 sparsity,
+# twice as high (H200 1979, B200 4500 TFLOP/s): not these. NVL, laptop and regional variants are other chips: not in the table.
 PEAK_FLOPS_PER_S: tuple[tuple[str, float], ...] = (
-    ("GB200", 2500e12),  # nvidia.com/en-us/data-center/gb200-nvl72
-    ("B200", 2250e12),  # NVIDIA HGX B200 datasheet: 4500 sparse
-    ("H200", 989e12),  # NVIDIA H200 datasheet: 1979 sparse
-    ("H100 PCIe", 756e12),  # NVIDIA H100 datasheet: 1513 sparse
-    ("H100", 989e12),  # SXM: 1979 sparse
-    ("A100", 312e12),  # NVIDIA A100 datasheet
-    ("L40S", 362e12),  # NVIDIA L40S datasheet: 733 sparse
-    ("RTX A6000", 154.8e12),  # NVIDIA RTX A6000 datasheet: 309.7 sparse
-    ("RTX 4090", 165.2e12),  # NVIDIA Ada whitepaper, FP32 accumulate
+    (r"\bGB200\b", 2500e12),  # NVIDIA GB200 NVL72 datasheet: 5000 sparse
+    (r"\bB200\b", 2250e12),  # NVIDIA HGX B200 datasheet: 4500 sparse
+    (r"\bH200\b(?! NVL)", 989e12),  # NVIDIA H200 datasheet: 1979 sparse
+    (r"\bH100 PCIe", 756e12),  # NVIDIA H100 datasheet: 1513 sparse
+    (r"\bH100\b(?! NVL)", 989e12),  # SXM: 1979 sparse
+    (r"\bA100\b", 312e12),  # NVIDIA A100 datasheet
+    (r"\bL40S\b", 362e12),  # NVIDIA L40S datasheet: 733 sparse
+    (r"\bRTX A6000\b", 154.8e12),  # NVIDIA RTX A6000 datasheet: 309.7 sparse
+    (r"\bRTX 4090$", 165.2e12),  # NVIDIA Ada whitepaper, FP32 accumulate
 )
 
 
@@ -42,4 +44,4 @@ def flops_per_token(config: ModelArchitectureConfig, T: int | None = None, full_
 
 def peak_flops_per_s(device_name: str) -> float | None:
     """Dense bf16 peak of the device, or None where it is not in the table: then MFU is n/a, not a guess."""
-    return next((peak for part, peak in PEAK_FLOPS_PER_S if part in device_name), None)
+    return next((peak for pattern, peak in PEAK_FLOPS_PER_S if re.search(pattern, device_name)), None)

@@ -122,3 +122,79 @@ def test_a_checkpoint_holds_json_and_safetensors_only(tmp_path):
     path = save(tmp_path, 1, *trained())
     manifest = json.loads((path / "manifest.json").read_text())
     assert set(manifest) == set(FILES) - {"manifest.json"} and {f.suffix for f in path.iterdir()} == {".json", ".safetensors"}
+
+
+def test_every_byte_of_a_manifest_counts(tmp_path):
+    path = save(tmp_path, 1, *trained())
+    file = path / "manifest.json"
+    good = file.read_bytes()
+    for at in range(len(good)):
+        for bit in (1, 4):
+            flipped = bytes([*good[:at], good[at] ^ bit, *good[at + 1 :]])
+            file.write_bytes(flipped)
+            try:
+                harmless = json.loads(flipped) == json.loads(good)  # white space
+            except ValueError:
+                harmless = False
+            assert harmless == (checkpoint.find_damage(path) is None), (at, flipped[max(0, at - 20) : at + 20])
+
+
+def test_a_flip_anywhere_in_the_weights_is_seen(tmp_path):
+    path = save(tmp_path, 1, *trained())
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        good = (path / name).read_bytes()
+        for at in [0, 7, 8, 9, *range(10, len(good), len(good) // 40), len(good) - 1]:
+            (path / name).write_bytes(bytes([*good[:at], good[at] ^ 1, *good[at + 1 :]]))
+            assert name in checkpoint.find_damage(path), at
+        (path / name).write_bytes(good + b"\0")
+        assert name in checkpoint.find_damage(path)
+        (path / name).write_bytes(good)
+    assert checkpoint.find_damage(path) is None
+
+
+@pytest.mark.parametrize("manifest", ["", "[]", "{}", "null", "7", '{"model.safetensors": 3}', "\ufeff{", "[" * 200])
+def test_a_manifest_of_something_else_is_damage(tmp_path, manifest):
+    older, newest = save(tmp_path, 1, *trained()), save(tmp_path, 2, *trained())
+    (newest / "manifest.json").write_text(manifest)
+    assert checkpoint.find_checkpoint(tmp_path) == older
+
+
+def test_other_folders_are_no_checkpoints(tmp_path, caplog):
+    path = save(tmp_path, 1, *trained())
+    path.with_name("step_00000009").write_text("a file")
+    for name in ("partial_step_00000002", "step_best", "step_", "step_-0000003"):
+        save(tmp_path, 2, *trained()).rename(path.with_name(name))
+    assert checkpoint.list_checkpoints(tmp_path) == [(1, path)] and checkpoint.find_checkpoint(tmp_path) == path
+    assert not caplog.records
+
+
+def test_steps_beyond_eight_digits_keep_their_order(tmp_path):
+    for step in (99_999_999, 100_000_000, 5):
+        save(tmp_path, step, *trained())
+    assert [s for s, _ in checkpoint.list_checkpoints(tmp_path)] == [5, 99_999_999, 100_000_000]
+
+
+def test_an_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path):
+    for optimizer in ("adamw", "muon"):
+        model, optimizers = trained(optimizer=optimizer)
+        path = save(tmp_path / optimizer, 1, model, optimizers)
+        other, others = trained(seed=1, optimizer=optimizer)
+        checkpoint.load_weights(path, other)
+        checkpoint.load_optimizers(path, other, others)
+        for m, opts in ((model, optimizers), (other, others)):
+            for p in m.parameters():
+                p.grad = torch.full_like(p, 0.01)
+            for o in opts:
+                o.step()
+        assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_checkpoint_of_step_zero_has_no_optimizer_state(tmp_path):
+    model = ConfigurableGPT(get_preset_config("gpt2", n_layer=1, n_embd=16, n_head=2, block_size=8, vocab_size=11))
+    fresh = build_optimizers(model, TrainConfig(), torch.device("cpu"))
+    path = save(tmp_path, 0, model, fresh)
+    checkpoint.load_optimizers(path, model, fresh)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    fresh[0].step()
+    assert all(state["step"] == 1 for state in fresh[0].state.values())

@@ -291,3 +291,65 @@ def test_wandb_names(run, monkeypatch, tmp_path):
 def test_notes_on_what_has_no_effect():
     assert TrainConfig(muon_learning_rate=0.1).notes() == ["muon_learning_rate=0.1 has no effect with optimizer='adamw'"]
     assert not TrainConfig().notes()
+
+
+BELOW_ONE = ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval", "checkpoint_interval",
+             "keep_last", "lr_decay_iters")  # fmt: skip
+AT_LEAST_ZERO = ("max_iters", "warmup_iters", "learning_rate", "min_lr", "muon_learning_rate", "weight_decay", "grad_clip")
+CONTRADICTIONS = [
+    *((name, 0) for name in BELOW_ONE),
+    *((name, -1) for name in BELOW_ONE + AT_LEAST_ZERO),
+    *((name, value) for name in AT_LEAST_ZERO[2:] for value in (float("nan"), float("inf"))),
+    *((name, value) for name in ("beta1", "beta2") for value in (-0.1, 1.0, float("nan"))),
+    *(("wsd_decay_fraction", value) for value in (0.0, 1.01, float("nan"))),
+    *(("seed", value) for value in (-1, 2**63)),
+    *((name, value) for name in ("dataset", "out_dir", "device") for value in ("", "a\0b")),
+    ("init_from", "hf"),
+]
+
+
+@pytest.mark.parametrize("name, value", CONTRADICTIONS)
+def test_every_field_keeps_its_range(name, value):
+    with pytest.raises(ValueError, match=name):
+        TrainConfig(**{name: value})
+
+
+def test_the_ends_of_the_ranges_are_allowed():
+    TrainConfig(**dict.fromkeys(BELOW_ONE, 1))
+    TrainConfig(**dict.fromkeys(AT_LEAST_ZERO, 0), beta1=0.0, beta2=0.0, seed=2**63 - 1, wsd_decay_fraction=1.0)
+    TrainConfig(lr_schedule="constant", min_lr=1.0, warmup_iters=10, max_iters=5, init_from="hf:x/y")
+
+
+def test_every_train_field_from_a_file_and_from_a_flag(tmp_path):
+    defaults = TrainConfig()
+    other = {"optimizer": "muon", "lr_schedule": "wsd", "data_dtype": "uint32", "dtype": "float16", "init_from": "hf:x",
+             "arch_preset": "llama2", "beta1": 0.5, "beta2": 0.5, "wsd_decay_fraction": 0.5, "min_lr": 1e-6,
+             "muon_learning_rate": 0.5, "lr_decay_iters": 9, "checkpoint_interval": 9, "wandb_run_name": "w"}  # fmt: skip
+    for name in TRAIN_FIELDS:
+        was = getattr(defaults, name)
+        if name in other:
+            value = other[name]
+        else:
+            value = not was if type(was) is bool else was + "x" if type(was) is str else was + 1
+        assert value != was
+        for argv in ([write(tmp_path, f"{name} = {value!r}")], [f"--{name}={value}"], [f"--{name}", str(value)]):
+            _, config = load_config(argv)
+            assert dataclasses.asdict(config) == dataclasses.asdict(defaults) | {name: value}, argv
+            assert type(getattr(config, name)) is type(value)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.one_of(st.text(max_size=6), st.tuples(st.sampled_from(TRAIN_FIELDS), st.text(max_size=6))), max_size=3))
+def test_no_unicode_ends_in_a_traceback(words):
+    argv = [w if isinstance(w, str) else f"--{w[0]}={w[1]}" for w in words if w not in ("-h", "--help")]
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            code = train.main(["--n_layer=1", *argv, "--print_config"])
+        except SystemExit as stopped:
+            code = stopped.code
+    assert code in (0, 2)
+    if code:
+        assert not out.getvalue() and len(err.getvalue().splitlines()) == 1
+    else:
+        assert set(json.loads(out.getvalue())) == {"model", "train", "derived"} and not err.getvalue()

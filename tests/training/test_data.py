@@ -1,5 +1,7 @@
 """The order of the data: every window once an epoch, at any world size, from any step."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ class Ramp:
 
 
 def test_permute_is_a_bijection():
-    for n in [*range(1, 130), 1000, 4097]:
+    for n in [*range(1, 301), 1000, 4097]:
         assert sorted(permute(np.arange(n), n, key=3)) == list(range(n))
     big = permute(np.arange(2**40, 2**40 + 5000), 2**41 + 17, key=9)
     assert len(set(big.tolist())) == 5000 and big.min() >= 0 and big.max() < 2**41 + 17
@@ -118,3 +120,54 @@ def test_a_missing_dataset_says_what_to_do(tmp_path):
     (tmp_path / "slimpajama" / "meta.json").write_text("{}")
     assert dataset_folder("slimpajama", tmp_path) == tmp_path / "slimpajama"
     assert dataset_folder(str(tmp_path / "slimpajama"), tmp_path) == tmp_path / "slimpajama"
+
+
+def test_the_order_is_the_same_in_every_version():
+    """A checkpoint of yesterday goes on in the order that it began; a change here breaks each run that is under way."""
+    assert permute(np.arange(10), 10, key=0).tolist() == [3, 6, 0, 4, 2, 9, 7, 1, 8, 5]
+    assert permute(np.array([0, 1, 2]), 10**12, key=1337 * 2**32 + 5).tolist() == [358443050640, 949565012830, 892796174546]
+    assert dropout_seed(1337, 10, 3) == 8563492622765714348
+
+
+def test_a_step_is_the_same_however_it_is_cut_into_micro_batches():
+    whole = [windows_of([BatchLoader(Ramp(999), 4, B, 12 // B, 3)], range(9)) for B in (1, 2, 3, 12)]
+    assert whole[0] == whole[1] == whole[2] == whole[3]
+    assert windows_of([BatchLoader(Ramp(999), 4, 12, 1, 3)], range(5, 9)) == whole[0][5:]
+
+
+def test_one_window_is_enough():
+    x, y = BatchLoader(Ramp(9), 8, 3, 1, 0).micro_batch(7, 0)
+    assert x.tolist() == [list(range(8))] * 3 and y.tolist() == [list(range(1, 9))] * 3
+    ((x, y),) = evaluation_batches(Ramp(9), 8, 3, 5)
+    assert x.shape == (3, 8) and (y[1:] == -100).all() and y[0].tolist() == list(range(1, 9))
+
+
+@pytest.mark.parametrize("start", [0, 1, 17])
+def test_prefetch_equals_micro_batch_in_every_rank(start):
+    for rank in range(2):
+        loader = BatchLoader(Ramp(500), 8, 2, 4, 9, rank, 2)
+        stream = loader.prefetched(start, torch.device("cpu"))
+        for step in range(start, start + 3):
+            for m in loader.own_micro_steps:
+                assert all(torch.equal(a, b) for a, b in zip(next(stream), loader.micro_batch(step, m), strict=True))
+        stream.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("data")]
+
+
+def test_what_the_reader_finds_reaches_the_loop():
+    class Broken(Ramp):
+        def read(self, start: int, length: int) -> np.ndarray:
+            raise ValueError("id 97 at position 3")
+
+    with pytest.raises(ValueError, match="id 97 at position 3"):
+        next(BatchLoader(Broken(100), 8, 1, 1, 0).prefetched(0, torch.device("cpu")))
+
+
+def test_an_evaluation_set_is_a_beginning_of_a_longer_one():
+    """Of two runs that evaluate more and less, the smaller set is part of the larger."""
+    short, long = (
+        [w for x, _ in evaluation_batches(Ramp(1000), 8, 4, n) for w in x[:, 0].tolist()] for n in (3, 9)
+    )  # fmt: skip
+    assert len(short) == 12 and long[:12] == short
+    with pytest.raises(ValueError, match="block_size=8 needs 9 tokens"):
+        next(evaluation_batches(Ramp(5), 8, 1, 1))

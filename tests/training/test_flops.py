@@ -38,6 +38,8 @@ def test_torchs_counter_agrees(preset, tied):
     ("NVIDIA H200", 989), ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA B200", 2250),
     ("NVIDIA GB200", 2500), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA L40S", 362), ("NVIDIA RTX A6000", 154.8),
     ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 5090", None), ("AMD EPYC (2 threads)", None), ("Tesla T4", None),
+    ("NVIDIA H100 NVL", None), ("NVIDIA H200 NVL", None), ("NVIDIA GH200 480GB", None),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
 ])  # fmt: skip
 def test_peaks_are_dense_and_never_guessed(name, tflops):
     assert peak_flops_per_s(name) == (tflops and pytest.approx(tflops * 1e12))

@@ -88,3 +88,53 @@ def test_the_loss_falls(model, optimizer):
             o.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "linear"])
+def test_a_warm_up_or_a_decay_may_be_longer_than_the_run(schedule):
+    r = rates(lr_schedule=schedule, warmup_iters=60, lr_decay_iters=50)
+    assert r[59] == pytest.approx(60 / 61) and r[60] == r[129] == 0.1
+    assert rates(lr_schedule=schedule, max_iters=10, lr_decay_iters=104) == rates(lr_schedule=schedule)
+    assert rates(lr_schedule=schedule, warmup_iters=104)[103:105] == pytest.approx([104 / 105, 0.1])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "wsd", "linear", "constant"])
+def test_a_rate_rises_to_the_peak_and_falls_to_the_floor(schedule):
+    for warmup_iters in (0, 1, 7, 103):
+        for fraction in (0.01, 0.2, 1.0):
+            r = rates(lr_schedule=schedule, warmup_iters=warmup_iters, wsd_decay_fraction=fraction)
+            peak = r.index(max(r))
+            assert r[:peak] == sorted(r[:peak]) and r[peak:] == sorted(r[peak:], reverse=True)
+            assert min(r) > 0 and max(r) <= 1.0 and r[-1] == (1.0 if schedule == "constant" else 0.1)
+
+
+def test_wsd_with_a_fraction_of_one_is_linear():
+    assert rates(lr_schedule="wsd", wsd_decay_fraction=1.0) == pytest.approx(rates(lr_schedule="linear"))
+
+
+def test_an_untied_head_and_qk_norm_are_not_for_muon():
+    shape = dict(n_layer=1, n_embd=32, n_head=2, num_key_value_heads=1, head_dim=8, block_size=16, vocab_size=31)
+    model = ConfigurableGPT(get_preset_config("qwen3", weight_tying=False, **shape))
+    adamw, muon = build_optimizers(model, TrainConfig(optimizer="muon", weight_decay=0.2), torch.device("cpu"))
+    decayed, others = (names_of(model, g["params"]) for g in adamw.param_groups)
+    assert decayed == {"token_embedding.weight", "lm_head.weight"}
+    assert others and all("norm" in name for name in others)
+    assert muon.param_groups[0]["weight_decay"] == 0.2
+    assert muon.param_groups[0]["lr_ratio"] == 1.0
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_rate_of_zero_moves_nothing_and_decay_shrinks_matrices_only(model, optimizer):
+    optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer, weight_decay=0.5), torch.device("cpu"))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    set_learning_rate(optimizers, 0.0)
+    for o in optimizers:
+        o.step()
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    set_learning_rate(optimizers, 0.1)
+    for o in optimizers:
+        o.step()
+    for n, p in model.named_parameters():
+        torch.testing.assert_close(p.detach(), before[n] * (0.95 if p.dim() == 2 else 1.0), msg=n)
