@@ -1,0 +1,14 @@
+"""Saves the GPT-2 tokenizer in data/gpt2_tokenizer and prints its length, model rows and special tokens.
+
+python data/download_gpt2_tokenizer.py [--out_dir=DIR]
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, whatever the working directory
+
+from tokenization.tokenizers import download
+
+if __name__ == "__main__":
+    download("gpt2", sys.argv[1:])
