@@ -178,9 +178,9 @@ def _from_hub(repo: str, file: str, revision: str | None = None, hint: str = "",
     except Exception as e:  # the package raises errors of its own, of the network's and of the file system's
         if optional:
             return None
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0].split(". ")[0]
         raise FileNotFoundError(
-            f"{hint}{file} of {repo} cannot be had from the hub ({type(e).__name__}: {reason[:160]}): check the network and, "
+            f"{hint}{file} of {repo} cannot be had from the hub ({reason}): check the network and, "
             "for a gated model, `hf auth login`; or copy the file into a folder and pass that folder as the tokenizer"
         ) from e
 
@@ -190,7 +190,7 @@ def _describe(name: str, content: bytes, companions: dict[str, bytes]) -> Tokeni
     try:
         vocabulary = package.Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
     except Exception as e:  # the package raises bare Exception
-        raise ValueError(f"tokenizer.json of {name!r} is not a tokenizer ({e}): copy it again from where it was made") from None
+        raise ValueError(f"tokenizer.json of {name!r} is damaged or not a tokenizer ({e}): copy it again") from None
     if not vocabulary:
         raise ValueError(f"tokenizer.json of {name!r} has an empty vocabulary: copy it again from where it was made")
     length = max(vocabulary.values()) + 1

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -41,10 +42,15 @@ class ShardWriter:
 
     A shard appears under its name only when it is complete (write, fsync, rename). Its `documents` are those that end in it,
     which is the number of its end-of-text ids. One writer a split and folder at a time: the temporary name is fixed, so
-    that a killed run leaves at most one file behind and the next run overwrites it.
+    that a killed run leaves at most one file behind and the next run overwrites it, or goes on with it:
+
+        state = writer.commit()                                         # JSON; what was added so far is on disk
+        writer = ShardWriter(folder, "train", shard_tokens, state)      # in another process: as if it had never stopped
     """
 
-    def __init__(self, folder: str | Path, split: str, shard_tokens: int = 100_000_000) -> None:
+    def __init__(
+        self, folder: str | Path, split: str, shard_tokens: int = 100_000_000, state: dict[str, Any] | None = None
+    ) -> None:
         if shard_tokens < 1:
             raise ValueError(f"shard_tokens={shard_tokens} must be at least 1")
         self._folder = Path(folder)
@@ -56,44 +62,66 @@ class ShardWriter:
         self._documents = 0
         self._text_bytes = 0
         self._finished = False
+        if state is not None:
+            self._resume(state)
 
-    def add(self, ids: np.ndarray, text_bytes: int) -> None:
-        """Appends one document: ids [T] of any integer dtype, its end-of-text id included; `text_bytes` is its UTF-8 length.
+    @property
+    def tokens(self) -> int:
+        return sum(s["tokens"] for s in self._shards) + (self._shard["tokens"] if self._file else 0)
 
-        Raises ValueError, before anything is written, if ids is empty, not integers, negative or beyond uint32.
+    def add(self, ids: np.ndarray, text_bytes: int, lengths: np.ndarray | None = None) -> None:
+        """Appends documents: ids [T] of any integer dtype, their end-of-text ids included; `text_bytes` is the UTF-8 length of
+        all. `lengths` [D] cuts ids into documents; without it they are one.
+
+        Raises ValueError, before anything is written, if a document is empty, or ids not integers, negative or beyond uint32.
         """
         assert not self._finished, "add() after finish()"
         ids = np.asarray(ids)
+        lengths = np.array([ids.size]) if lengths is None else np.asarray(lengths)
         where = f"document {self._documents} of split '{self._split}'"
-        if ids.ndim != 1 or len(ids) == 0:
+        if ids.ndim != 1 or (lengths < 1).any() or lengths.sum() != len(ids):
             raise ValueError(
                 f"{where} has shape {ids.shape}: a document is a row of at least one id, its end-of-text id included"
             )
         if ids.dtype.kind not in "iu":
             raise ValueError(f"{where} has dtype {ids.dtype}: ids are integers")
-        if ids.min() < 0 or ids.max() > 0xFFFFFFFF:
+        if len(ids) and (ids.min() < 0 or ids.max() > 0xFFFFFFFF):
             bad = ids.min() if ids.min() < 0 else ids.max()
             raise ValueError(f"{where} holds id {bad}, which uint32 cannot: ids lie in [0, {0xFFFFFFFF}]")
         if text_bytes < 0:
             raise ValueError(f"{where} has text_bytes={text_bytes}: a length is not negative")
 
+        ends = np.cumsum(lengths)
         done = 0
         while done < len(ids):
             if self._file is None:
                 self._open_shard()
             room = self._shard_tokens - self._shard["tokens"]
-            piece = ids[done : done + min(room, WRITE_CHUNK_TOKENS)].astype(SHARD_DTYPE)
-            self._file.write(piece)
-            self._sha256.update(piece)
+            piece = ids[done : done + min(room, WRITE_CHUNK_TOKENS)].astype(SHARD_DTYPE, copy=False)
+            self._write(piece)
             self._shard["tokens"] += len(piece)
-            self._shard["max_id"] = max(self._shard["max_id"], int(piece.max()))
+            self._shard["documents"] += int(
+                np.searchsorted(ends, done + len(piece), "right") - np.searchsorted(ends, done, "right")
+            )
             done += len(piece)
-            if done == len(ids):
-                self._shard["documents"] += 1
             if self._shard["tokens"] == self._shard_tokens:
                 self._close_shard()
-        self._documents += 1
+        self._documents += len(lengths)
         self._text_bytes += int(text_bytes)
+
+    def commit(self) -> dict[str, Any]:
+        """Brings what was added to the disk. Returns what another ShardWriter needs to go on from here, as JSON."""
+        partial = None
+        if self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            partial = dict(self._shard)
+        return {
+            "shards": list(self._shards),
+            "partial": partial,
+            "documents": self._documents,
+            "text_bytes": self._text_bytes,
+        }
 
     def finish(self) -> dict[str, Any]:
         """Completes the last shard. Returns the split's entry of meta.json: {tokens, documents, text_bytes, shards: […]}."""
@@ -103,12 +131,50 @@ class ShardWriter:
         tokens = sum(s["tokens"] for s in self._shards)
         return {"tokens": tokens, "documents": self._documents, "text_bytes": self._text_bytes, "shards": self._shards}
 
-    def _open_shard(self) -> None:
+    def discard(self) -> None:
+        """Removes what was written."""
+        if self._file is not None:
+            self._file.close()
+            self._temporary.unlink()
+        for shard in self._shards:
+            (self._folder / shard["file"]).unlink()
+        self._file, self._shards, self._finished = None, [], True
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self._shards = list(state["shards"])
+        self._documents, self._text_bytes = state["documents"], state["text_bytes"]
+        for shard in self._shards:
+            if not (self._folder / shard["file"]).is_file():
+                raise FileNotFoundError(
+                    f"{self._folder / shard['file']} is missing: remove {self._folder} and prepare it again"
+                )
+        partial = state["partial"]
+        if partial is None:
+            return
+        # It may have been completed and renamed after the state was taken
+        final, n_bytes = self._folder / partial["file"], partial["tokens"] * SHARD_DTYPE.itemsize
+        temporary = self._folder / f".{partial['file']}"
+        if final.is_file():
+            os.replace(final, temporary)
+        if not temporary.is_file() or temporary.stat().st_size < n_bytes:
+            raise FileNotFoundError(f"{temporary} is missing or too short: remove {self._folder} and prepare it again")
+        os.truncate(temporary, n_bytes)
+        self._open_shard(mode="r+b")
+        while block := self._file.read(WRITE_CHUNK_TOKENS):
+            self._sha256.update(block)
+        self._shard = dict(partial)
+
+    def _write(self, piece: np.ndarray) -> None:
+        self._file.write(piece)
+        self._sha256.update(piece)
+        self._shard["max_id"] = max(self._shard["max_id"], int(piece.max()))
+
+    def _open_shard(self, mode: str = "wb") -> None:
         name = f"{self._split}_{len(self._shards):05d}.bin"
         self._shard = {"file": name, "tokens": 0, "documents": 0, "max_id": 0}
         self._sha256 = hashlib.sha256()
         self._temporary = self._folder / f".{name}"  # still *.bin: what ignores the shards ignores this
-        self._file = open(self._temporary, "wb", buffering=1 << 20)  # noqa: SIM115  it outlives this call
+        self._file = open(self._temporary, mode, buffering=1 << 20)  # noqa: SIM115  it outlives this call
 
     def _close_shard(self) -> None:
         self._file.flush()
@@ -127,11 +193,13 @@ def write_meta(
     eot_id: int,
     splits: dict[str, dict[str, Any]],
     source: str | None = None,
+    preparation: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes meta.json, which makes the folder a dataset, and returns what it holds.
 
     `vocab_size` is the model's rows, which may exceed the tokenizer's length; `tokenizer` is {name, length, sha256};
-    `splits` maps train and val to what ShardWriter.finish() returned; `source` says in words where the text is from.
+    `splits` maps train and val to what ShardWriter.finish() returned; `source` says in words where the text is from;
+    `preparation` is whatever else a pipeline wants to remember.
     Raises ValueError if an id of the shards, or eot_id, has no row.
     """
     for what, top_id in [("eot_id", eot_id)] + [(s["file"], s["max_id"]) for e in splits.values() for s in e["shards"]]:
@@ -139,13 +207,25 @@ def write_meta(
             raise ValueError(f"{what}: id {top_id} has no row in a vocabulary of {vocab_size}")
     meta = {"format_version": FORMAT_VERSION, "dtype": "uint32", "vocab_size": vocab_size}
     meta |= {"tokenizer": tokenizer, "eot_id": eot_id, "source": source, "splits": splits}
-    temporary = Path(folder) / ".meta.json"
+    if preparation is not None:
+        meta["preparation"] = preparation
+    write_json(Path(folder) / "meta.json", meta)
+    return meta
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write, fsync, rename: at any moment the file holds one whole record, the old or the new."""
+    temporary = path.with_name(f".{path.name}")
     with open(temporary, "w", encoding="utf-8") as f:
-        f.write(json.dumps(meta, indent=2) + "\n")
+        f.write(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         f.flush()
         os.fsync(f.fileno())
-    os.replace(temporary, Path(folder) / "meta.json")
-    return meta
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename, too
+    finally:
+        os.close(folder)
 
 
 class TokenStream:
@@ -267,6 +347,75 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
             if Path(shard["file"]).name != shard["file"]:
                 raise ValueError(f"{where}, shard {i}: file '{shard['file']}' is a path, but shards lie beside meta.json")
     return meta
+
+
+def verify(folder: str | Path, say: Callable[[str], None] = lambda line: None) -> list[str]:
+    """Reads every shard again and compares it with meta.json: size, digest, largest id, end-of-text ids against documents; then
+    looks for shards that meta.json does not list, and for another tokenizer. Returns the problems, one line each, none if all
+    is as it was written; `say` hears of each shard. Raises FileNotFoundError or ValueError where meta.json itself is wrong."""
+    folder = Path(folder)
+    meta = read_meta(folder)
+    problems, listed, contents = [], set(), {}
+    shards = [(split, shard) for split, entry in meta["splits"].items() for shard in entry["shards"]]
+    file_of = {shard["sha256"]: shard["file"] for _, shard in shards}
+    for split, shard in shards:
+        file = folder / shard["file"]
+        listed.add(shard["file"])
+        if shard["file"] in contents:
+            problems.append(f"{folder / 'meta.json'}: lists {shard['file']} twice")
+        found = contents[shard["file"]] = _scan_shard(file, meta["eot_id"])
+        problems += [f"{file}: {problem}" for problem in _shard_problems(shard, found, meta["vocab_size"], file_of)]
+        say(f"{split} {shard['file']}")
+    for split, entry in meta["splits"].items():
+        for key in ("tokens", "documents"):
+            total = sum(shard[key] for shard in entry["shards"])
+            if total != entry[key]:
+                problems.append(f"{folder / 'meta.json'}: split '{split}' says {entry[key]} {key}, its shards sum to {total}")
+        for file in sorted(folder.glob(f"{split}_*.bin")):
+            if file.name not in listed:
+                problems.append(f"{file}: not listed in meta.json, so no run reads it: remove it")
+    tokenizer = folder / "tokenizer.json"
+    if not tokenizer.is_file():
+        problems.append(f"{tokenizer}: missing, so nothing can be read back as text")
+    elif hashlib.sha256(tokenizer.read_bytes()).hexdigest() != meta["tokenizer"]["sha256"]:
+        problems.append(f"{tokenizer}: not the tokenizer that made the shards: its sha256 differs from meta.json's")
+    if meta["tokenizer"]["length"] > meta["vocab_size"] or meta["eot_id"] >= meta["vocab_size"]:
+        problems.append(f"{folder / 'meta.json'}: vocab_size {meta['vocab_size']} is smaller than its tokenizer")
+    return problems
+
+
+def _scan_shard(file: Path, eot_id: int) -> dict[str, Any] | None:
+    """{bytes, sha256, max_id, documents} of what the file holds; None without a file."""
+    if not file.is_file():
+        return None
+    sha256, max_id, documents = hashlib.sha256(), 0, 0
+    with open(file, "rb") as f:
+        while block := f.read(WRITE_CHUNK_TOKENS * SHARD_DTYPE.itemsize):
+            sha256.update(block)
+            ids = np.frombuffer(block[: len(block) // 4 * 4], SHARD_DTYPE)
+            max_id = max(max_id, int(ids.max(initial=0)))
+            documents += int(np.count_nonzero(ids == eot_id))
+    return {"bytes": file.stat().st_size, "sha256": sha256.hexdigest(), "max_id": max_id, "documents": documents}
+
+
+def _shard_problems(
+    shard: dict[str, Any], found: dict[str, Any] | None, vocab_size: int, file_of: dict[str, str]
+) -> Iterator[str]:
+    if found is None:
+        yield "missing, but meta.json lists it"
+        return
+    expected = shard["tokens"] * SHARD_DTYPE.itemsize
+    if found["bytes"] != expected:
+        yield f"{found['bytes']} bytes, meta.json says {shard['tokens']} tokens, {expected} bytes"
+    if found["max_id"] >= vocab_size:
+        yield f"holds id {found['max_id']}, but vocab_size is {vocab_size}"
+    if found["sha256"] != shard["sha256"]:
+        other = file_of.get(found["sha256"])
+        yield f"holds the content of {other}" if other else "its content has changed: the sha256 differs from meta.json's"
+    elif found["max_id"] != shard["max_id"]:
+        yield f"its largest id is {found['max_id']}, meta.json says {shard['max_id']}"
+    elif found["documents"] != shard["documents"]:
+        yield f"{found['documents']} end-of-text ids, meta.json says {shard['documents']} documents"
 
 
 def _field(record: object, key: str, kind: type, where: object) -> Any:

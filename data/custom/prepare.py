@@ -1,0 +1,15 @@
+"""Your own text as a dataset: a folder, files or a pattern of .jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt, .md or .rst.
+
+python data/custom/prepare.py --source=my_texts/ --tokenizer=qwen3
+python train.py config/quickstart.py --dataset=custom --vocab_size=151936
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, whatever the working directory
+
+from tokenization.command import run
+
+if __name__ == "__main__":
+    raise SystemExit(run(__doc__, Path(__file__).resolve().parent, sys.argv[1:]))
