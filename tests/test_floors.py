@@ -12,9 +12,16 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     0: ["model_config", "training.dist", "training.shards"],
     1: ["model_components", "training.config", "training.flops", "tokenization.tokenizers"],
-    2: ["model_builder", "training.data", "training.optim"],
-    3: ["training.metrics"],
-    4: ["training.checkpoint", "training.evaluate", "inference.generate", "inference.hf", "tokenization.embedded"],
+    2: ["model_builder", "training.data", "training.optim", "tokenization.engines", "tokenization.sources"],
+    3: ["training.metrics", "tokenization.pipeline"],
+    4: [
+        "training.checkpoint",
+        "training.evaluate",
+        "inference.generate",
+        "inference.hf",
+        "tokenization.embedded",
+        "tokenization.command",
+    ],
     5: ["train", "sample", "compare_architectures", "benchmarks.*", "data.*"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}

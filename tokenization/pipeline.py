@@ -12,6 +12,7 @@ tokenization/command.py is its command line; docs/DATA.md describes the flags.
 import contextlib
 import hashlib
 import json
+import logging
 import multiprocessing
 import os
 import shutil
@@ -214,9 +215,13 @@ def prepare(
     sample = _sample(source)
     if not sample.texts and progress is None:
         raise ValueError(f"{in_words or source.identity}: no documents at the beginning of the source: is it the right one?")
-    chosen = engines.choose_engine(engine, tokenizer.json, sample.texts)
+    # In a process of its own: two tokenizers take 400 MB, which would stay with this one
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as checker:
+        chosen, warning, sample_tokens = checker.submit(_check_engine, engine, tokenizer.json, sample.texts).result()
+    if warning:
+        logging.getLogger("nanofoundry").warning(warning)
     out_dir.mkdir(parents=True, exist_ok=True)
-    _check_disk(out_dir, source, sample, tokenizer, chosen, job, expected_tokens, progress, say)
+    _check_disk(out_dir, source, sample, sample_tokens, job, expected_tokens, progress, say)
     say(f"tokenizer {tokenizer.name} ({tokenizer.length:,} tokens), engine {chosen}, workers {workers}")
 
     state = progress or {
@@ -383,20 +388,24 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _check_engine(engine: str, tokenizer_json: bytes, texts: list[str]) -> tuple[str, str | None, int]:
+    """choose_engine in a process of its own: (the engine, a warning, tokens of the texts with end-of-text ids)."""
+    chosen, warning = engines.choose_engine(engine, tokenizer_json, texts)
+    return chosen, warning, len(engines.ENGINES[chosen](tokenizer_json)(texts)[0]) + len(texts)
+
+
 def _check_disk(
     out_dir: Path,
     source: Source,
     sample: Sample,
-    tokenizer: TokenizerFiles,
-    engine: str,
+    sample_tokens: int,
     job: Job,
     expected_tokens: int | None,
     progress: dict[str, Any] | None,
     say: Callable[[str], None],
 ) -> None:
     """Estimates the dataset's size from the sample, prints it, and refuses where the disk is too small."""
-    ids, lengths = engines.ENGINES[engine](tokenizer.json)(sample.texts) if sample.texts else (np.empty(0), np.empty(0))
-    per_text_byte = (len(ids) + len(lengths)) / max(1, sum(len(text.encode()) for text in sample.texts))
+    per_text_byte = sample_tokens / max(1, sum(len(text.encode()) for text in sample.texts))
     if source.total_bytes is not None:
         text_bytes = source.total_bytes * sample.text_bytes / max(1, sample.read_bytes)
         tokens = int(text_bytes * per_text_byte)
@@ -406,7 +415,7 @@ def _check_disk(
         say("the source does not tell its size: the disk is not checked")
         return
     if job.limit is not None and sample.texts:
-        tokens = min(tokens, int(job.limit * (len(ids) + len(lengths)) / len(lengths)))
+        tokens = min(tokens, job.limit * sample_tokens // len(sample.texts))
     done = sum(_tokens_of(w) for w in progress["writers"].values()) if progress else 0
     needed, free = 4 * max(0, tokens - done), shutil.disk_usage(out_dir).free
     say(f"estimate: {tokens:,} tokens, {4 * tokens / 1e9:.2f} GB of shards; {free / 1e9:.1f} GB are free")

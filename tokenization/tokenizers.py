@@ -102,7 +102,10 @@ def load_tokenizer(name_or_folder: str | Path) -> "tokenizers.Tokenizer":
     """The tokenizer as an object of the package `tokenizers`. Raises what find_tokenizer raises, ImportError without it."""
     package = import_tokenizers("reading tokenizer.json")
     found = find_tokenizer(name_or_folder)
-    return package.Tokenizer.from_buffer(found.json)
+    try:
+        return package.Tokenizer.from_buffer(found.json)
+    except Exception as e:  # the package raises bare Exception
+        raise ValueError(f"tokenizer.json of {found.name!r} is damaged or not a tokenizer ({e}): copy it again") from None
 
 
 def save_tokenizer(name_or_folder: str | Path, folder: str | Path) -> TokenizerFiles:
@@ -186,13 +189,14 @@ def _from_hub(repo: str, file: str, revision: str | None = None, hint: str = "",
 
 
 def _describe(name: str, content: bytes, companions: dict[str, bytes]) -> TokenizerFiles:
-    package = import_tokenizers("reading tokenizer.json")
-    try:
-        vocabulary = package.Tokenizer.from_buffer(content).get_vocab(with_added_tokens=True)
-    except Exception as e:  # the package raises bare Exception
-        raise ValueError(f"tokenizer.json of {name!r} is damaged or not a tokenizer ({e}): copy it again") from None
-    if not vocabulary:
-        raise ValueError(f"tokenizer.json of {name!r} has an empty vocabulary: copy it again from where it was made")
+    record = _parse(content, f"tokenizer.json of {name!r}")
+    model, added = record.get("model"), record.get("added_tokens")
+    if not isinstance(model, dict) or not isinstance(added, list) or not model.get("vocab"):
+        raise ValueError(f"tokenizer.json of {name!r} is damaged or not a tokenizer: it has no vocabulary; copy it again")
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, list):  # Unigram: [token, score] by id
+        vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
+    vocabulary = vocabulary | {token["content"]: token["id"] for token in added}
     length = max(vocabulary.values()) + 1
     config = _parse(companions.get("tokenizer_config.json", b"{}"), f"tokenizer_config.json of {name!r}")
     eos = config.get("eos_token")
@@ -214,7 +218,7 @@ def _parse(content: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(content)
     except ValueError as e:
-        raise ValueError(f"{where} is not JSON ({e}): copy it again") from None
+        raise ValueError(f"{where} is damaged or not a tokenizer ({e}): copy it again") from None
     return record if isinstance(record, dict) else {}
 
 
