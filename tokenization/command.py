@@ -44,7 +44,7 @@ def run(
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with user_errors():
         if args.verify:
-            return _verify(args.out_dir)
+            return verify_folder(args.out_dir)
         if args.merge:
             return _report(args.out_dir, merge(args.out_dir))
         task = _task(args.task)
@@ -59,8 +59,6 @@ def run(
             out_dir = args.out_dir
             if task is not None:
                 files, out_dir = task_files(files, *task), task_folder(args.out_dir, *task)
-                if not files:
-                    raise ValueError(f"task {args.task} has no file: there are fewer files than tasks; pass a smaller N")
             source = FileSource(files, args.text_field, args.source_field, args.separator)
             in_words = f"{len(files)} files of {', '.join(args.source)}"
         elif repo is None:
@@ -84,6 +82,7 @@ def run(
                 commit_interval=args.commit_interval,
                 expected_tokens=expected_tokens,
                 in_words=in_words,
+                allow_empty=task is not None,
                 show_progress=True,
             )
         except KeyboardInterrupt:
@@ -138,7 +137,8 @@ def _task(text: str | None) -> tuple[int, int] | None:
     return int(task), int(n_tasks)
 
 
-def _verify(folder: Path) -> int:
+def verify_folder(folder: Path) -> int:
+    """Reads the dataset again and prints what is wrong, a line each. Returns the exit code."""
     meta = read_meta(folder)
     problems = verify(folder, say=print)
     for problem in problems:
@@ -177,12 +177,17 @@ def task_folder(out_dir: Path, task: int, n_tasks: int) -> Path:
 
 
 def task_files(files: Sequence[Path], task: int, n_tasks: int) -> list[Path]:
-    """A task's share of the files: consecutive ones, of about the same size, so that the tasks' tokens behind each other are
-    the tokens of one run over all files."""
+    """A task's share of the files: consecutive ones, at least one, of about the same size for all, so that the tasks' tokens
+    behind each other are the tokens of one run over all files. Raises ValueError where there are fewer files than tasks."""
+    if len(files) < n_tasks:
+        raise ValueError(f"{len(files)} files for {n_tasks} tasks: pass a smaller N in --task=i/N, or cut the files smaller")
     ends = np.cumsum([file.stat().st_size for file in files])
-    middles = ends - np.diff(ends, prepend=0) / 2
-    of_file = np.minimum((middles / max(1, ends[-1]) * n_tasks).astype(int), n_tasks - 1)
-    return [file for file, owner in zip(files, of_file, strict=True) if owner == task]
+    cuts = [0]
+    for t in range(1, n_tasks):
+        cut = int(np.searchsorted(ends, ends[-1] * t / n_tasks, "left")) + 1
+        cuts.append(min(max(cut, cuts[-1] + 1), len(files) - (n_tasks - t)))
+    cuts.append(len(files))
+    return list(files[cuts[task] : cuts[task + 1]])
 
 
 def merge(out_dir: str | Path) -> dict[str, Any]:
@@ -243,6 +248,8 @@ def _merge_plan(out_dir: Path) -> dict[str, Any]:
             key: sum(m["splits"][split][key] for m in metas if split in m["splits"])
             for key in ("tokens", "documents", "text_bytes")
         }
+        if not shards:
+            raise ValueError(f"{out_dir}: no task has a document in {split}: prepare it with a larger --val_fraction")
         splits[split] = {**sums, "shards": shards}
     preparation = {"rows": sum(m["preparation"]["rows"] for m in metas), "statistics": statistics}
     preparation |= {"bad_rows": sum(m["preparation"]["bad_rows"] for m in metas), "tasks": n_tasks}

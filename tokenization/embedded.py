@@ -13,8 +13,8 @@ import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from tokenization import engines
+from tokenization.pipeline import end_documents
 from tokenization.tokenizers import import_tokenizers
 from training.shards import ShardWriter, write_meta
 
@@ -115,7 +115,7 @@ def prepare(folder: str | Path, vocab_size: int = 4096, source: str | Path | Non
     tokenizer = train_tokenizer(texts["train"], vocab_size)
     eot_id = tokenizer.token_to_id(EOT)
     tokenizer_json = tokenizer.to_str().encode()
-    tokenizer.encode_special_tokens = True  # a source file that spells <|endoftext|> means these thirteen characters
+    encode = engines.ENGINES[engines.REFERENCE](tokenizer_json)
 
     folder.mkdir(parents=True, exist_ok=True)
     # A folder of its own, so that two runs may prepare at once (they write the same bytes) and Ctrl-C leaves nothing.
@@ -125,8 +125,8 @@ def prepare(folder: str | Path, vocab_size: int = 4096, source: str | Path | Non
             writer = ShardWriter(building, split)
             for i in range(0, len(texts[split]), ENCODE_BATCH):
                 batch = texts[split][i : i + ENCODE_BATCH]
-                for text, encoding in zip(batch, tokenizer.encode_batch_fast(batch), strict=True):
-                    writer.add(np.array([*encoding.ids, eot_id]), len(text.encode()))
+                ids, lengths = end_documents(*encode(batch), eot_id)
+                writer.add(ids, sum(len(text.encode()) for text in batch), lengths)
             splits[split] = writer.finish()
         with open(Path(building, "tokenizer.json"), "wb") as f:
             f.write(tokenizer_json)

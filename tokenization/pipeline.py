@@ -64,6 +64,16 @@ def is_val(text: bytes, fraction: float) -> bool:
     return int.from_bytes(digest, "big") < fraction * 2**64
 
 
+def end_documents(ids: np.ndarray, lengths: np.ndarray, eot_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """ids [N] of documents of lengths [D] to ids [N + D], each followed by eot_id, and their lengths."""
+    lengths = lengths + 1
+    ended = np.full(len(ids) + len(lengths), eot_id, dtype=np.uint32)
+    is_text = np.ones(len(ended), dtype=bool)
+    is_text[np.cumsum(lengths) - 1] = False
+    ended[is_text] = ids
+    return ended, lengths
+
+
 # ---- the work of one process
 
 
@@ -110,11 +120,7 @@ class Worker:
                 f"the tokenizer gave id {ids.max()}, but its length is {self.length}: its files do not belong together"
             )
 
-        lengths = lengths + 1
-        with_eot = np.full(len(ids) + len(texts), self.eot_id, dtype=np.uint32)
-        is_text = np.ones(len(with_eot), dtype=bool)
-        is_text[np.cumsum(lengths) - 1] = False
-        with_eot[is_text] = ids
+        with_eot, lengths = end_documents(ids, lengths, self.eot_id)
         tokenized = time.perf_counter()
 
         sizes_, val = np.array(sizes, dtype=np.int64), np.array(held_out, dtype=bool)
@@ -194,12 +200,14 @@ def prepare(
     commit_interval: float = 20.0,
     expected_tokens: int | None = None,
     in_words: str | None = None,
+    allow_empty: bool = False,
     show_progress: bool = False,
 ) -> dict[str, Any]:
     """Writes the dataset into out_dir, or goes on with it, and returns what meta.json holds.
 
     `workers` defaults to the cores, of which the bytes do not depend; `expected_tokens` estimates the disk where the source
-    does not tell its size; `in_words` is meta.json's `source`. Raises ValueError, FileNotFoundError or OSError, each in one
+    does not tell its size; `in_words` is meta.json's `source`; `allow_empty` lets a share of a
+    larger whole have no held-out documents. Raises ValueError, FileNotFoundError or OSError, each in one
     line, where the input is wrong, the disk too small, or out_dir holds something else; what is there stays as it is then.
     """
     say = tqdm.write if show_progress else lambda line: None
@@ -275,7 +283,7 @@ def prepare(
             times["write_s"] += time.perf_counter() - t
 
     empty = [split for split, writer in writers.items() if not writer.tokens]
-    if empty:
+    if empty and not allow_empty:
         documents = sum(s["documents"] for s in state["statistics"].values())
         for writer in writers.values():
             writer.discard()

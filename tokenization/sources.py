@@ -13,6 +13,7 @@ import glob
 import gzip
 import importlib
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -147,11 +148,10 @@ class FileSource:
     def _parquet_batches(self, i: int, offset: int, row: int) -> Iterator[Batch]:
         pq = _import("pyarrow.parquet", "reading .parquet", "pyarrow")
         with pq.ParquetFile(self.files[i], buffer_size=PIECE_BYTES, pre_buffer=False) as file:
-            names = [name for name in (self.text_field, self.source_field) if name]
             have = {column.path for column in (file.schema.column(c) for c in range(len(file.schema)))}
-            for name in names:
-                if name not in have:
-                    raise ValueError(f"has no column {name!r}, only {', '.join(sorted(have))}: name it with --text_field")
+            if self.text_field not in have:
+                raise ValueError(f"no column {self.text_field!r}, only {', '.join(sorted(have))}; --text_field names it")
+            names = [self.text_field, *({self.source_field} & have)]  # statistics do without a source
             per_row = self.files[i].stat().st_size / max(1, file.metadata.num_rows)
             done = 0
             for group in range(file.num_row_groups):
@@ -423,6 +423,7 @@ class HubSource:
     def __post_init__(self) -> None:
         datasets = _import("datasets", f"reading {self.repo} from the hub", "datasets")
         datasets.disable_progress_bars()
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the error below says it once
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -435,14 +436,11 @@ class HubSource:
                 f"dataset {self.repo} cannot be had from the hub ({reason}): check the network, or pass local files with "
                 "--source=FILES (.jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt)"
             ) from error
-        names = [name for name in (self.text_field, (self.source_field or "").split(".")[0]) if name]
-        if self._dataset.column_names is not None:
-            for name in names:
-                if name not in self._dataset.column_names:
-                    raise ValueError(
-                        f"dataset {self.repo} has no column {name!r}, only {', '.join(self._dataset.column_names)}"
-                    )
-            self._dataset = self._dataset.select_columns(names)
+        if have := self._dataset.column_names:
+            if self.text_field.split(".")[0] not in have:
+                raise ValueError(f"dataset {self.repo} has no column {self.text_field!r}, only {', '.join(have)}")
+            wanted = [name.split(".")[0] for name in (self.text_field, self.source_field or "")]
+            self._dataset = self._dataset.select_columns([name for name in have if name in wanted])
         self.identity = {"repo": self.repo, "config": self.config, "split": self.split, "revision": self.revision}
         self.identity |= {"text_field": self.text_field, "source_field": self.source_field}
 
@@ -454,13 +452,13 @@ class HubSource:
         if self.download:
             for first in range(row, len(self._dataset), self.rows_at_once):
                 rows = self._dataset[first : first + self.rows_at_once]
-                n_rows = len(rows[self.text_field])
+                n_rows = len(next(iter(rows.values())))
                 yield RecordBatch(n_rows, 0, {"row": first + n_rows}, rows, where, first, fields)
             return
         if position:
             self._dataset.load_state_dict(position["state"])
         for rows in self._dataset.iter(self.rows_at_once):
-            n_rows = len(rows[self.text_field])
+            n_rows = len(next(iter(rows.values())))
             next_position = {"row": row + n_rows, "state": self._dataset.state_dict()}
             yield RecordBatch(n_rows, 0, next_position, rows, where, row, fields)
             row += n_rows
@@ -483,7 +481,7 @@ class RecordBatch:
         for i in range(self.n_rows):
             where = f"{self.where}:{self.first_row + i + 1}"
             record = {name: values[i] for name, values in self.columns.items()}
-            text = record[text_field]
+            text = _lookup(record, text_field)
             if not isinstance(text, str):
                 kind = "missing" if text is None else f"{type(text).__name__}, not text"
                 yield Row(where, problem=f"field {text_field!r} is {kind}")
