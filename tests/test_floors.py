@@ -64,8 +64,9 @@ def test_the_model_knows_no_training(name):
     assert not [i for i in imports_of(Path(f"{name}.py")) if i.startswith(("training", "inference", "tokenization"))]
 
 
-def test_model_config_brings_no_torch():
-    code = "import sys, model_config; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["model_config", "tokenization.command"])  # the latter starts in every tokenizing process
+def test_no_torch_where_none_is_needed(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

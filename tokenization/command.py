@@ -3,7 +3,7 @@
 raise SystemExit(run(__doc__, Path(__file__).resolve().parent, sys.argv[1:], tokenizer="qwen3", repo="…"))
 """
 
-import argparse
+import inspect
 import json
 import logging
 import os
@@ -11,20 +11,54 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
-from tokenization import engines
 from tokenization.pipeline import SPLITS, Job, add_statistics, prepare
 from tokenization.sources import FileSource, HubSource, find_files
 from tokenization.tokenizers import find_tokenizer
-from training.config import user_errors
-from training.data import tokenizer_files
+from training.config import parse_flags, user_errors
 from training.shards import read_meta, verify, write_json
 
 EXIT_STOPPED = 75
+
+
+@dataclass(kw_only=True)
+class PrepareConfig:
+    """The flags of every prepare.py, as --key=value or --key value:"""
+
+    source: list[str] = field(default_factory=list)  # files, folders or patterns; without it the hub dataset
+    tokenizer: str | None = None  # gpt2, llama2, llama3, qwen3, a folder or a hub id
+    out_dir: str = ""  # default: the folder of the script
+    workers: int | None = None  # tokenizing processes; default: the cores
+    limit: int | None = None  # rows to take
+    engine: str = "auto"  # fastokens, gigatoken, tokenizers; auto is the fastest that is right
+    val_fraction: float = Job.val_fraction  # of the documents
+    shard_tokens: int = Job.shard_tokens
+    text_field: str = "text"  # the column or key with the text, with dots where nested
+    source_field: str | None = None  # the one by which statistics are kept, where it is there
+    separator: str | None = None  # cuts text files into documents, such as '\n\n'; else a file is one
+    max_bad_rows: int = 100  # before it stops
+    commit_interval: float = 20.0  # seconds of work that a kill may cost
+    task: str | None = None  # i/N: the i-th of N shares of the files, from 0
+    merge: bool = False  # joins the folders of all tasks
+    verify: bool = False  # reads everything again and compares it with meta.json
+    download: bool = False  # download the hub dataset first instead of streaming it
+    revision: str | None = None  # of the hub dataset
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("max_bad_rows", 0), ("commit_interval", 0)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+
+
+def _flags_help() -> str:
+    """The fields as they stand above, with their comments."""
+    lines = inspect.getsource(PrepareConfig).split('"""')[2].split("def __post_init__")[0].strip().splitlines()
+    return "\n".join("  --" + line.strip().replace(" = field(default_factory=list)", "") for line in lines)
 
 
 def run(
@@ -39,47 +73,52 @@ def run(
 ) -> int:
     """The whole of a prepare.py. `folder` is where it lies and where the dataset goes, `tokenizer` its default, `repo` and
     `config` the hub dataset that it reads without --source, of about `expected_tokens` tokens. Returns the exit code."""
-    args = _arguments(doc, folder, argv, tokenizer, source_field)
+    if "--help" in argv or "-h" in argv:
+        print(f"{doc}\n{PrepareConfig.__doc__}\n{_flags_help()}")
+        return 0
     logging.basicConfig(format="%(message)s")
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with user_errors():
-        if args.verify:
-            return verify_folder(args.out_dir)
-        if args.merge:
-            return _report(args.out_dir, merge(args.out_dir))
-        task = _task(args.task)
-        job = Job(args.val_fraction, args.shard_tokens, args.limit)
-        if args.workers is not None and args.workers < 1:
-            raise ValueError(f"workers={args.workers} must be at least 1")
-        if args.tokenizer is None:
+        words, flags = parse_flags(argv, get_type_hints(PrepareConfig))
+        c = PrepareConfig(**{"tokenizer": tokenizer, "out_dir": str(folder), "source_field": source_field, **flags})
+        sources = [*c.source, *words]  # an unquoted pattern arrives as several words
+        out_dir = Path(c.out_dir)
+        if c.verify:
+            return verify_folder(out_dir)
+        if c.merge:
+            return _report(out_dir, merge(out_dir))
+        job = Job(c.val_fraction, c.shard_tokens, c.limit)
+        task = _task(c.task)
+        if c.tokenizer is None:
             raise ValueError("which tokenizer? pass --tokenizer=qwen3, llama3, llama2, gpt2, a folder or a hub id")
-        found = find_tokenizer(args.tokenizer)
-        if args.source:
-            files = find_files(args.source)
-            out_dir = args.out_dir
-            if task is not None:
-                files, out_dir = task_files(files, *task), task_folder(args.out_dir, *task)
-            source = FileSource(files, args.text_field, args.source_field, args.separator)
-            in_words = f"{len(files)} files of {', '.join(args.source)}"
-        elif repo is None:
+        if not sources and repo is None:
             raise ValueError(
                 "which text? pass --source=FOLDER, files or a pattern (.jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt)"
             )
-        else:
+        found = find_tokenizer(c.tokenizer)
+        if sources:
+            files = find_files(sources)
             if task is not None:
-                raise ValueError("--task shares out local files: download the dataset and pass --source=FILES")
-            out_dir, in_words = args.out_dir, f"{repo} of the Hugging Face hub"
-            source = HubSource(repo, config, "train", args.revision, args.text_field, args.source_field, args.download)
+                files, out_dir = task_files(files, *task), task_folder(out_dir, *task)
+            # As typed on a command line, \\n and \\t mean what they mean in Python
+            separator = c.separator.replace("\\n", "\n").replace("\\t", "\t") if c.separator else None
+            source = FileSource(files, c.text_field, c.source_field, separator)
+            in_words = f"{len(files)} files of {', '.join(sources)}"
+        elif task is not None:
+            raise ValueError("--task shares out local files: download the dataset and pass --source=FILES")
+        else:
+            source = HubSource(repo, config, "train", c.revision, c.text_field, c.source_field, c.download)
+            in_words = f"{repo} of the Hugging Face hub"
         try:
             meta = prepare(
                 source,
                 found,
                 out_dir,
                 job,
-                engine=args.engine,
-                workers=args.workers,
-                max_bad_rows=args.max_bad_rows,
-                commit_interval=args.commit_interval,
+                engine=c.engine,
+                workers=c.workers,
+                max_bad_rows=c.max_bad_rows,
+                commit_interval=c.commit_interval,
                 expected_tokens=expected_tokens,
                 in_words=in_words,
                 allow_empty=task is not None,
@@ -89,43 +128,6 @@ def run(
             print(f"stopped; the same command goes on with {out_dir}", file=sys.stderr)
             return EXIT_STOPPED
     return _report(out_dir, meta)
-
-
-def _arguments(
-    doc: str, folder: Path, argv: Sequence[str], tokenizer: str | None, source_field: str | None
-) -> argparse.Namespace:
-    parser = _Parser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    add = parser.add_argument
-    add("--source", action="append", help="a file, folder or pattern; may be repeated")
-    add("--tokenizer", default=tokenizer, help=f"a name, folder or hub id; default {tokenizer}")
-    add("--out_dir", type=Path, default=folder, help="default: the folder of this script")
-    add("--workers", type=int, help="tokenizing processes; default: the cores")
-    add("--limit", type=int, help="rows to take")
-    add("--engine", choices=("auto", *engines.ENGINES), default="auto", help="default auto: the fastest that is right")
-    add("--val_fraction", type=float, default=Job.val_fraction, help="of the documents; default %(default)s")
-    add("--shard_tokens", type=int, default=Job.shard_tokens, help="default %(default)s")
-    add("--text_field", default="text", help="the column or key with the text, with dots where nested; default %(default)s")
-    add("--source_field", default=source_field, help="the one by which statistics are kept")
-    add("--separator", type=_unescaped, help="cuts text files into documents, such as '\\n\\n'; else a file is one")
-    add("--max_bad_rows", type=int, default=100, help="default %(default)s")
-    add("--commit_interval", type=float, default=20.0, help="seconds of work that a kill may cost; default %(default)s")
-    add("--task", help="i/N: the i-th of N shares of the files, from 0; --merge joins them")
-    add("--merge", action="store_true", help="joins the folders of all tasks")
-    add("--download", action="store_true", help="download the hub dataset first instead of streaming it")
-    add("--revision", help="of the hub dataset")
-    add("--verify", action="store_true", help="reads everything again and compares it with meta.json")
-    return parser.parse_args(argv)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        print(f"{self.prog}: {message}; --help lists the flags", file=sys.stderr)
-        raise SystemExit(2)
-
-
-def _unescaped(text: str) -> str:
-    """A separator as it is typed: \\n and \\t mean what they mean in Python."""
-    return text.replace("\\n", "\n").replace("\\t", "\t")
 
 
 def _task(text: str | None) -> tuple[int, int] | None:
@@ -203,9 +205,11 @@ def merge(out_dir: str | Path) -> dict[str, Any]:
     for old, new in plan["renames"]:
         if (out_dir / old).exists():
             os.replace(out_dir / old, out_dir / new)
-    for folder in map(Path, plan["folders"]):
-        for file in tokenizer_files(out_dir / folder):
-            os.replace(file, out_dir / file.name)
+    for folder in plan["folders"]:
+        if not (out_dir / folder).is_dir():
+            continue
+        for file in [f for f in (out_dir / folder).iterdir() if f.suffix != ".bin" and f.name != "meta.json"]:
+            os.replace(file, out_dir / file.name)  # the tokenizer's
     write_json(out_dir / "meta.json", plan["meta"])
     for folder in plan["folders"]:
         shutil.rmtree(out_dir / folder, ignore_errors=True)

@@ -155,7 +155,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
 
 
 def parse_flags(argv: Sequence[str], hints: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Splits a command line into positional words and typed flags: --key=value, --key value, or for a bool a bare --key."""
+    """Splits a command line into positional words and typed flags: --key=value, --key value, or for a bool a bare --key. The
+    last of several wins, but a list[str] collects them."""
     words, flags = [], {}
     rest = list(argv)
     while rest:
@@ -172,7 +173,10 @@ def parse_flags(argv: Sequence[str], hints: dict[str, Any]) -> tuple[list[str], 
                 text = rest.pop(0)
             else:
                 raise ValueError(f"--{name} needs a value: --{name}=...")
-        flags[name] = parse_value(name, text, hints[name])
+        if hints[name] == list[str]:
+            flags.setdefault(name, []).append(text)
+        else:
+            flags[name] = parse_value(name, text, hints[name])
     return words, flags
 
 
