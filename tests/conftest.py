@@ -1,5 +1,6 @@
 """A tiny dataset and a tiny run for the tests that train."""
 
+import hashlib
 import json
 import logging
 import os
@@ -36,6 +37,13 @@ def write_dataset(
     tokenizer = {"name": "synthetic", "length": vocab_size, "sha256": "0" * 64}
     write_meta(folder, vocab_size=vocab_size, tokenizer=tokenizer, eot_id=0, splits=splits)
     return folder
+
+
+def record_tokenizer(folder: Path) -> None:
+    """Makes the tokenizer.json that was put into a dataset the one that its meta.json names."""
+    meta = json.loads((folder / "meta.json").read_text())
+    meta["tokenizer"]["sha256"] = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    (folder / "meta.json").write_text(json.dumps(meta))
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from conftest import write_dataset
+from conftest import record_tokenizer, write_dataset
 
 import sample
 from inference.generate import generate, sampling_distribution
@@ -88,6 +88,7 @@ def byte_tokenizer(path) -> None:
 def test_the_command(run, tmp_path, capsys):
     data = write_dataset(tmp_path / "bytes", vocab_size=257)
     byte_tokenizer(data / "tokenizer.json")
+    record_tokenizer(data)
     run("a", f"--dataset={data}", "--vocab_size=257")
     capsys.readouterr()
 
@@ -167,6 +168,7 @@ def test_a_character_appears_when_its_last_byte_does(tmp_path):
 def test_the_end_of_text_ends_a_sample_and_damage_is_passed_over(run, tmp_path, capsys, monkeypatch):
     data = write_dataset(tmp_path / "bytes", vocab_size=257)
     byte_tokenizer(data / "tokenizer.json")
+    record_tokenizer(data)
     run("a", f"--dataset={data}", "--vocab_size=257")
     flags = [f"--out_dir={tmp_path / 'a'}", "--prompt=ab", "--max_new_tokens=9"]
     asked = []

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY_FLAGS, read_events, write_dataset
+from conftest import TINY_FLAGS, read_events, record_tokenizer, write_dataset
 from safetensors.torch import load_file
 
 from training import checkpoint
@@ -419,6 +419,7 @@ def test_every_line_of_a_diverged_run_is_json(run, tmp_path):
 def test_the_tokenizer_is_copied_and_the_tokens_are_not(run, tmp_path, dataset):
     for name in ("tokenizer.json", "merges.txt", "notes.txt"):
         (dataset / name).write_text(name)
+    record_tokenizer(dataset)
     run("a")
     copied = {f.name for f in (tmp_path / "a").iterdir() if not f.name.startswith("run_")}
     assert copied == {"tokenizer.json", "merges.txt", "checkpoints"}

@@ -5,7 +5,8 @@
     meta.json                            sizes, digests, vocabulary; written last: without it the folder is unfinished
 
 uint32 because Qwen3's and LLaMA-3's ids do not fit in uint16. nanoGPT's `train.bin` / `val.bin` are read too; they do not
-say their dtype, so the caller must (`data_dtype`): the wrong one gives losses that look good.
+say their dtype, so the caller must (`data_dtype`): the wrong one gives losses that look good. Of nanoGPT's `meta.pkl` plain
+values are read and nothing is executed.
 
     writer = ShardWriter(folder, "train")
     writer.add(ids, text_bytes)                # one document, end-of-text id included
@@ -15,8 +16,11 @@ say their dtype, so the caller must (`data_dtype`): the wrong one gives losses t
 """
 
 import hashlib
+import io
 import json
 import os
+import pickle
+import pickletools
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import lru_cache
@@ -234,11 +238,15 @@ class TokenStream:
     n_tokens          ids of the split
     bytes_per_token   UTF-8 bytes of text for each id, for bits per byte; None where nobody counted them
     fingerprint       hex sha256 that changes when the data does; the folder's place is not part of it
+    tokenizer         {name, length, sha256} of meta.json; None in nanoGPT's folders
+    eot_id            the id that ends each document; None in nanoGPT's folders
     """
 
     n_tokens: int
     bytes_per_token: float | None
     fingerprint: str
+    tokenizer: dict[str, Any] | None
+    eot_id: int | None
 
     def __init__(
         self,
@@ -246,17 +254,28 @@ class TokenStream:
         shard_tokens: list[int],
         dtype: np.dtype,
         vocab_size: int,
-        bytes_per_token: float | None,
         fingerprint: str,
+        *,
+        max_ids: list[int] | None = None,
+        bytes_per_token: float | None = None,
+        tokenizer: dict[str, Any] | None = None,
+        eot_id: int | None = None,
     ) -> None:
         self._paths = paths
         self._starts = [0, *accumulate(shard_tokens)]  # shard i holds ids [starts[i], starts[i+1])
         self._dtype = dtype
         self._vocab_size = vocab_size
+        self._max_ids = max_ids or [vocab_size - 1] * len(paths)  # what meta.json records; never beyond the vocabulary
         self.n_tokens = self._starts[-1]
         self.bytes_per_token = bytes_per_token
         self.fingerprint = fingerprint
-        self._map = lru_cache(maxsize=MAX_OPEN_SHARDS)(lambda i: np.memmap(paths[i], dtype, "r", shape=(shard_tokens[i],)))
+        self.tokenizer = tokenizer
+        self.eot_id = eot_id
+
+        def open_shard(i: int) -> np.ndarray:  # a plain view of the map: slices of np.memmap itself cost 3 us more
+            return np.asarray(np.memmap(paths[i], dtype, "r", shape=(shard_tokens[i],)))
+
+        self._map = lru_cache(maxsize=MAX_OPEN_SHARDS)(open_shard)
 
     def __len__(self) -> int:
         return self.n_tokens
@@ -264,8 +283,8 @@ class TokenStream:
     def read(self, start: int, length: int) -> np.ndarray:
         """Ids [start, start + length) of the split as a new int64 array [length], across shards where need be.
 
-        Raises IndexError beyond the split's ends, and ValueError, with file and position, at an id >= vocab_size: an
-        embedding on a GPU would answer it with a device assert or, in places, with silence.
+        Raises IndexError beyond the split's ends, and ValueError, with file and position, at an id >= vocab_size, which an
+        embedding on a GPU would answer with a device assert or, in places, with silence, or beyond the shard's max_id.
         """
         if start < 0 or length < 0 or start + length > self.n_tokens:
             raise IndexError(f"ids [{start}, {start + length}) of a split of {self.n_tokens}")
@@ -275,16 +294,25 @@ class TokenStream:
         while done < length:
             offset = start + done - self._starts[shard]
             piece = self._map(shard)[offset : offset + length - done]
-            if piece.max() >= self._vocab_size:
-                at = int(np.argmax(piece >= self._vocab_size))
-                raise ValueError(
-                    f"{self._paths[shard]}: id {piece[at]} at position {offset + at} is beyond the model's vocab_size="
-                    f"{self._vocab_size}: damaged, of another tokenizer, or not of dtype {self._dtype.name}"
-                )
+            if piece.max() > self._max_ids[shard]:
+                self._refuse(shard, offset, piece)
             out[done : done + len(piece)] = piece
             done += len(piece)
             shard += 1
         return out
+
+    def _refuse(self, shard: int, offset: int, piece: np.ndarray) -> None:
+        beyond_model = piece >= self._vocab_size
+        at = int(np.argmax(beyond_model if beyond_model.any() else piece > self._max_ids[shard]))
+        id_there = f"{self._paths[shard]}: id {piece[at]} at position {offset + at}"
+        if beyond_model.any():
+            raise ValueError(
+                f"{id_there} is beyond the model's vocab_size={self._vocab_size}: damaged, of another tokenizer, or not of "
+                f"dtype {self._dtype.name}"
+            )
+        raise ValueError(
+            f"{id_there} is beyond the shard's max_id {self._max_ids[shard]} in meta.json: damaged, or another shard's bytes"
+        )
 
     def scan(self) -> None:
         """Reads the split, or evenly spaced pieces of a large one, for the sake of the ValueError that read() may raise."""
@@ -302,9 +330,10 @@ def open_tokens(folder: str | Path, split: str, vocab_size: int, data_dtype: str
     """Opens one split ("train" or "val") of a dataset folder, ours or nanoGPT's, and checks it against the model.
 
     `vocab_size` is the model's rows; `data_dtype` ("uint16" or "uint32") is needed by nanoGPT's folders only. Raises
-    FileNotFoundError or ValueError, one line, if anything is missing, contradicts meta.json in size or vocabulary, or holds
-    an id the model has no row for: whatever would otherwise fail, or train to nonsense, hours later. The shards' sha256 are
-    not recomputed here, as that would read the whole corpus.
+    FileNotFoundError or ValueError, one line, if anything is missing, left over, contradicts meta.json in size, vocabulary or
+    tokenizer, or holds an id the model has no row for: whatever would otherwise fail, or train to nonsense, hours later.
+    The sha256 of the shards are recomputed where the split is at most SCAN_WHOLE_BYTES; of a larger split pieces are read,
+    and `prepare.py --verify` reads the rest.
     """
     folder = Path(folder)
     if data_dtype is not None and data_dtype not in NANOGPT_DTYPES:
@@ -314,6 +343,8 @@ def open_tokens(folder: str | Path, split: str, vocab_size: int, data_dtype: str
     nanogpt = any((folder / f"{name}.bin").exists() for name in ("train", "val")) and not (folder / "meta.json").exists()
     stream = (_open_nanogpt if nanogpt else _open_shards)(folder, split, vocab_size, data_dtype)
     stream.scan()
+    if not nanogpt and stream.n_tokens * SHARD_DTYPE.itemsize <= SCAN_WHOLE_BYTES:
+        _check_digests(folder, split)
     return stream
 
 
@@ -460,6 +491,16 @@ def _open_shards(folder: Path, split: str, vocab_size: int, data_dtype: str | No
             )
         if s["max_id"] >= vocab_size:
             raise ValueError(f"{file}: recorded max_id {s['max_id']} has no row in the model's vocab_size={vocab_size}")
+    if extra := sorted({f.name for f in folder.glob(f"{split}_*.bin")} - {s["file"] for s in shards}):
+        raise ValueError(f"{folder / extra[0]} is not listed in meta.json: remove it, or prepare the dataset again")
+    tokenizer_file = folder / "tokenizer.json"
+    if tokenizer_file.is_file():
+        digest, expected = _sha256(tokenizer_file), meta["tokenizer"]["sha256"]
+        if digest != expected:
+            raise ValueError(
+                f"{tokenizer_file} is not the tokenizer '{meta['tokenizer']['name']}' of the shards: its sha256 is "
+                f"{digest[:12]}, meta.json says {expected[:12]}: restore it or prepare the dataset again"
+            )
 
     identity = [meta["dtype"], [[s["file"], s["tokens"] * SHARD_DTYPE.itemsize, s["sha256"]] for s in shards]]
     return TokenStream(
@@ -467,9 +508,29 @@ def _open_shards(folder: Path, split: str, vocab_size: int, data_dtype: str | No
         shard_tokens=[s["tokens"] for s in shards],
         dtype=SHARD_DTYPE,
         vocab_size=vocab_size,
-        bytes_per_token=entry["text_bytes"] / entry["tokens"] or None,
         fingerprint=hashlib.sha256(json.dumps(identity).encode()).hexdigest(),
+        max_ids=[s["max_id"] for s in shards],
+        bytes_per_token=entry["text_bytes"] / entry["tokens"] or None,
+        tokenizer=meta["tokenizer"],
+        eot_id=meta["eot_id"],
     )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _check_digests(folder: Path, split: str) -> None:
+    recorded = [(s["file"], s["sha256"]) for s in read_meta(folder)["splits"][split]["shards"]]
+    for file, expected in recorded:
+        if (digest := _sha256(folder / file)) != expected:
+            others = [other for other, sha256 in recorded if sha256 == digest]
+            whose = f"it holds the bytes of {others[0]}" if others else "damaged"
+            raise ValueError(
+                f"{folder / file} is not what meta.json records (sha256 {digest[:12]}, not {expected[:12]}): {whose}; "
+                "restore it or prepare the dataset again"
+            )
 
 
 def _open_nanogpt(folder: Path, split: str, vocab_size: int, data_dtype: str | None) -> TokenStream:
@@ -478,6 +539,11 @@ def _open_nanogpt(folder: Path, split: str, vocab_size: int, data_dtype: str | N
         raise FileNotFoundError(f"{path} is missing: {folder} is in nanoGPT's format, one file a split")
     if data_dtype is None:
         raise ValueError(f"{folder} has no meta.json and so no dtype: pass --data_dtype=uint16 (nanoGPT's format)")
+    recorded = read_nanogpt_meta(folder).get("vocab_size", 0)
+    if recorded > vocab_size:
+        raise ValueError(
+            f"{folder / 'meta.pkl'} has vocab_size {recorded}, the model {vocab_size}: set --vocab_size={recorded}"
+        )
     dtype = NANOGPT_DTYPES[data_dtype]
     size = path.stat().st_size
     if size == 0 or size % dtype.itemsize:
@@ -491,7 +557,49 @@ def _open_nanogpt(folder: Path, split: str, vocab_size: int, data_dtype: str | N
     if data_dtype == "uint16":
         _refuse_uint32_as_uint16(path, np.frombuffer(first, dtype), vocab_size)
     digest = hashlib.sha256(json.dumps([data_dtype, path.name, size]).encode() + first + last)
-    return TokenStream([path], [size // dtype.itemsize], dtype, vocab_size, None, digest.hexdigest())
+    return TokenStream([path], [size // dtype.itemsize], dtype, vocab_size, digest.hexdigest())
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"names {module}.{name}")
+
+
+# What numbers, strings, lists, tuples and dictionaries are written with, in protocols 0 to 5. No opcode that imports, calls
+# or builds anything is among them, so that hostile bytes are refused before the machine that could run them is started.
+PLAIN_OPCODES = frozenset(
+    "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 FLOAT BINFLOAT "
+    "UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 STRING BINSTRING SHORT_BINSTRING SHORT_BINBYTES BINBYTES "
+    "EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 "
+    "PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET".split()
+)
+META_PKL_MAX_BYTES = 64 << 20
+
+
+def read_nanogpt_meta(folder: str | Path) -> dict[str, Any]:
+    """nanoGPT's meta.pkl, {vocab_size, stoi, itos} of its character-level data sets, without executing any of it; {} where
+    there is none. Raises ValueError for anything but plain values. It names no dtype: --data_dtype does."""
+    path = Path(folder) / "meta.pkl"
+    if not path.is_file():
+        return {}
+    if path.stat().st_size > META_PKL_MAX_BYTES:
+        raise ValueError(f"{path} has {path.stat().st_size} bytes, more than a vocabulary needs: remove it")
+    data = path.read_bytes()
+    try:
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name not in PLAIN_OPCODES:
+                raise pickle.UnpicklingError(f"opcode {opcode.name}")
+            if opcode.name in ("PUT", "LONG_BINPUT") and argument > len(data):  # the memo is as long as its highest index
+                raise pickle.UnpicklingError(f"memo index {argument}")
+        meta = _PlainUnpickler(io.BytesIO(data)).load()
+    except Exception as error:  # broken bytes raise anything from IndexError to UnicodeDecodeError
+        raise ValueError(
+            f"{path} holds more than plain values, or is damaged ({error}), and was not executed: remove it"
+        ) from error
+    vocab_size = meta.get("vocab_size", 0) if isinstance(meta, dict) else None
+    if type(vocab_size) is not int or vocab_size < 0:
+        raise ValueError(f"{path} is not a dictionary with a whole number as vocab_size: remove it")
+    return meta
 
 
 def _refuse_uint32_as_uint16(path: Path, ids: np.ndarray, vocab_size: int) -> None:

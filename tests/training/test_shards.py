@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import tracemalloc
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from training import shards
-from training.shards import ShardWriter, open_tokens, read_meta, write_meta
+from training.shards import ShardWriter, open_tokens, read_meta, read_nanogpt_meta, write_meta
 
 VOCAB = 200_000  # beyond uint16
 EOT = VOCAB - 1
@@ -215,6 +216,24 @@ def set_top(key, value):
     return lambda folder: edit_meta(folder, lambda m: m.update({key: value}))
 
 
+def swap(folder):
+    os.rename(folder / "train_00002.bin", folder / "x")
+    os.rename(folder / "train_00001.bin", folder / "train_00002.bin")
+    os.rename(folder / "x", folder / "train_00001.bin")
+
+
+def swap_alike(folder):
+    """Two shards whose largest ids are the same, so that only the digests tell them apart."""
+    set_shard("max_id", VOCAB - 1)(folder)
+    edit_meta(folder, lambda m: m["splits"]["train"]["shards"][2].update(max_id=VOCAB - 1))
+    swap(folder)
+
+
+def flip_a_bit(folder):
+    ids = np.fromfile(folder / "train_00001.bin", "<u4")
+    poke(folder / "train_00001.bin", 9, ids[9] ^ 1)
+
+
 DAMAGES = {
     "no folder": (shutil.rmtree, FileNotFoundError, r"dataset folder .*/d does not exist.*--dataset"),
     "no meta.json": (lambda d: (d / "meta.json").unlink(), FileNotFoundError, r"d/meta\.json is missing.*prepare\.py"),
@@ -236,6 +255,14 @@ DAMAGES = {
     "size": (drop_bytes, ValueError, r"train_00001\.bin has 396 bytes, meta\.json says 100 tokens, 400 bytes"),
     "max_id": (set_shard("max_id", VOCAB), ValueError, r"train_00001\.bin: recorded max_id 200000 .*vocab_size=200000"),
     "an id": (lambda d: poke(d / "train_00001.bin", 42, VOCAB + 3), ValueError, r"train_00001\.bin: id 200003 at position 42 "),
+    "a flipped bit": (flip_a_bit, ValueError, r"train_00001\.bin is not what meta\.json records.*: damaged;"),
+    "two shards swapped": (swap, ValueError, r"train_00001\.bin: id 199999 .* max_id 199327 .* another shard's"),
+    "two like shards swapped": (swap_alike, ValueError, r"train_00001\.bin is not .* holds the bytes of train_00002\.bin"),
+    "a shard too many": (lambda d: shutil.copy(d / "train_00000.bin", d / "train_00077.bin"), ValueError,
+                         r"d/train_00077\.bin is not listed in meta\.json"),
+    "beyond the recorded max_id": (set_shard("max_id", 5), ValueError, r"beyond the shard's max_id 5 in meta\.json"),
+    "foreign tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), ValueError,
+                          r"d/tokenizer\.json is not the tokenizer 'toy' of the shards: its sha256 is 44136fa355b3"),
     "no tokens": (lambda d: edit_meta(d, lambda m: m["splits"]["train"].update(tokens=0, shards=[])), ValueError,
                   "split 'train' has no tokens"),
 }  # fmt: skip
@@ -288,7 +315,10 @@ def test_fingerprint(dataset, tmp_path):
     copy = shutil.copytree(dataset, tmp_path / "elsewhere")
     assert open_tokens(copy, "train", VOCAB + 5).fingerprint == fingerprint
     assert open_tokens(copy, "val", VOCAB).fingerprint != fingerprint
-    edit_meta(copy, lambda m: m["splits"]["train"]["shards"][3].update(sha256="1" * 64))
+    ids = np.fromfile(copy / "train_00003.bin", "<u4")
+    poke(copy / "train_00003.bin", 0, ids[0] ^ 1)
+    digest = hashlib.sha256((copy / "train_00003.bin").read_bytes()).hexdigest()
+    edit_meta(copy, lambda m: m["splits"]["train"]["shards"][3].update(sha256=digest))
     assert open_tokens(copy, "train", VOCAB).fingerprint != fingerprint
     copy = shutil.copytree(dataset, tmp_path / "swapped")
     edit_meta(copy, lambda m: m["splits"]["train"]["shards"].insert(0, m["splits"]["train"]["shards"].pop(1)))
@@ -300,7 +330,9 @@ def nanogpt(tmp_path):
     ids = np.random.default_rng(0).integers(0, 50257, 3000)
     for split in ("train", "val"):
         ids.astype("<u2").tofile(tmp_path / f"{split}.bin")
-    (tmp_path / "meta.pkl").write_bytes(b"not a pickle: nobody may open it")
+    itos = dict(enumerate("abc"))
+    meta = {"vocab_size": 50257, "itos": itos, "stoi": {s: i for i, s in itos.items()}}
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta))
     return tmp_path, ids
 
 
@@ -312,6 +344,72 @@ def test_nanogpt_folder(nanogpt):
     assert (tokens.n_tokens, tokens.bytes_per_token) == (3000, None)
     assert np.array_equal(tokens.read(0, 3000), ids)
     assert np.array_equal(tokens.read(1234, 56), ids[1234:1290])
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("hostile",)
+
+
+class Innocent:
+    pass
+
+
+HOSTILE = {
+    "a call": pickle.dumps({"vocab_size": 97, "x": Hostile()}),
+    "a call, protocol 0": pickle.dumps(Hostile(), protocol=0),
+    "an old call": b"(S'hostile'\nios\nmkdir\n.",
+    "an object": pickle.dumps({"vocab_size": 97, "x": Innocent()}),
+    "an extension": b"\x80\x02\x82\x01.",
+    "a persistent id": b"Phostile\n.",
+    "a memo of 2^31": b"\x80\x02}r\xff\xff\xff\x7f.",
+    "a truncated one": pickle.dumps({"vocab_size": 97})[:-3],
+    "not a pickle": b"not a pickle",
+    "empty": b"",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_meta_pkl_is_refused_and_not_executed(nanogpt, monkeypatch, name):
+    folder, _ = nanogpt
+    monkeypatch.chdir(folder)
+    (folder / "meta.pkl").write_bytes(HOSTILE[name])
+    with pytest.raises(ValueError, match=r"meta\.pkl holds more than plain values, or is damaged .*was not executed") as caught:
+        open_tokens(folder, "train", 50257, "uint16")
+    assert "\n" not in str(caught.value)
+    assert not (folder / "hostile").exists()
+
+
+def test_the_hostile_calls_would_have_worked(tmp_path, monkeypatch):
+    for name in ("a call", "a call, protocol 0", "an old call"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        pickle.loads(HOSTILE[name])
+        assert (tmp_path / name / "hostile").is_dir()
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_plain_values_of_every_protocol(tmp_path, protocol):
+    stoi = {chr(i): i for i in range(33, 400)}
+    meta = {
+        "vocab_size": 400,
+        "stoi": stoi,
+        "more": [None, True, -1, 2**70, 1.5, (), (1,), (1, 2, 3, 4), b"" if protocol > 2 else ""],
+    }
+    (tmp_path / "meta.pkl").write_bytes(pickle.dumps(meta, protocol))
+    assert read_nanogpt_meta(tmp_path) == meta
+
+
+def test_meta_pkl_speaks_of_the_vocabulary(nanogpt):
+    folder, _ = nanogpt
+    with pytest.raises(ValueError, match=r"meta\.pkl has vocab_size 50257, the model 50000: set --vocab_size=50257"):
+        open_tokens(folder, "train", 50000, "uint16")
+    for meta in ([1], {"vocab_size": "97"}, {"vocab_size": -1}):
+        (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
+        with pytest.raises(ValueError, match=r"meta\.pkl is not a dictionary with a whole number as vocab_size"):
+            open_tokens(folder, "train", 50257, "uint16")
+    (folder / "meta.pkl").unlink()
+    assert read_nanogpt_meta(folder) == {}
 
 
 def test_nanogpt_damage(nanogpt):
