@@ -9,14 +9,18 @@ The model knows no rank, no optimizer and no run. Parallelism walks `model.block
 
 import hashlib
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_components import FFNS, NORMS, Attention, KVCache, RoPE
+from model_components import FFNS, NORMS, Attention, KVCache, RoPE, document_mask
 from model_config import ModelArchitectureConfig
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 IGNORED_TARGET = -100
 
@@ -33,12 +37,18 @@ class Block(nn.Module):
         self.ffn = FFNS[config.ffn_type](config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, kv_cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        kv_cache: KVCache | None = None,
+        mask: "Tensor | BlockMask | None" = None,
+    ) -> Tensor:
         if self.pre_norm:
-            x = x + self.dropout(self.attention(self.attention_norm(x), angles, kv_cache))
+            x = x + self.dropout(self.attention(self.attention_norm(x), angles, kv_cache, mask))
             x = x + self.dropout(self.ffn(self.ffn_norm(x)))
         else:  # Vaswani et al. 2017: the norm sits on the residual stream itself
-            x = self.attention_norm(x + self.dropout(self.attention(x, angles, kv_cache)))
+            x = self.attention_norm(x + self.dropout(self.attention(x, angles, kv_cache, mask)))
             x = self.ffn_norm(x + self.dropout(self.ffn(x)))
         return x
 
@@ -71,22 +81,35 @@ class ConfigurableGPT(nn.Module):
         return self.token_embedding.weight if self.lm_head is None else self.lm_head.weight
 
     def forward(
-        self, input_ids: Tensor, targets: Tensor | None = None, kv_cache: KVCache | None = None
+        self,
+        input_ids: Tensor,
+        targets: Tensor | None = None,
+        document_starts: Tensor | None = None,
+        kv_cache: KVCache | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """input_ids [B, T]. Without targets: (logits [B, T, V], None). With targets [B, T]: (None, loss), the mean over the
-        targets that are not -100, in nats. With a cache the tokens follow those that it holds. Raises ValueError for
-        more positions than block_size."""
+        targets that are not -100, in nats. With a cache the tokens follow those that it holds. With document_starts [B, T],
+        the column where each token's document begins in its row, every document is by itself: no token sees another's,
+        and positions begin at 0 in each. Raises ValueError for more positions than block_size."""
+        assert document_starts is None or kv_cache is None
         B, T = input_ids.shape
         start = kv_cache.length if kv_cache is not None else 0
         if start + T > self.config.block_size:
             raise ValueError(f"{start + T} positions exceed block_size={self.config.block_size}: shorten the input")
+        mask = positions = None
+        if document_starts is not None:
+            mask = document_mask(document_starts, self.config, self.training)
+            positions = torch.arange(T, device=input_ids.device) - document_starts  # [B, T]
         x = self.token_embedding(input_ids)  # [B, T, C]
         if self.position_embedding is not None:
-            x = x + self.position_embedding.weight[start : start + T]
+            table = self.position_embedding.weight
+            x = x + (table[start : start + T] if positions is None else F.embedding(positions, table))
         x = self.dropout(x)
-        angles = self.rope(start, T) if self.rope is not None else None
+        angles = None
+        if self.rope is not None:
+            angles = self.rope(start, T) if positions is None else self.rope.at(positions)
         for block in self.blocks:
-            x = block(x, angles, kv_cache)
+            x = block(x, angles, kv_cache, mask)
         x = self.final_norm(x)
         if kv_cache is not None:
             kv_cache.length += T

@@ -8,6 +8,7 @@ import importlib
 import logging
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn as nn
@@ -15,6 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model_config import ModelArchitectureConfig
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 NORMS: dict[str, Callable[[int, ModelArchitectureConfig], nn.Module]] = {
     "layernorm": lambda dim, config: nn.LayerNorm(dim, eps=config.norm_eps, bias=config.bias),
@@ -82,6 +86,10 @@ class RoPE(nn.Module):
         """cos and sin [T, D/2] of the positions from `start` on."""
         return self.cos[start : start + T], self.sin[start : start + T]
 
+    def at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin [B, 1, T, D/2] of positions [B, T]."""
+        return self.cos[positions].unsqueeze(1), self.sin[positions].unsqueeze(1)
+
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [B, H, T, D] turned by the angles of its positions; computed and returned in fp32."""
@@ -110,7 +118,8 @@ class KVCache:
 
 
 # Attention backends: (q [B, H, T, D], k and v [B, K, S, D], dropout probability) -> [B, H, T, D]. Always causal: query t is
-# token S - T + t and sees the keys up to itself. K divides H; no backend repeats keys or values in memory.
+# token S - T + t and sees the keys up to itself. K divides H; no backend repeats keys or values in memory. sdpa and manual
+# take a mask [B, 1, T, T] besides, True where query t may look, which then says all: causality is part of it.
 
 
 def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
@@ -118,24 +127,69 @@ def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
-def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor | None = None) -> Tensor:
     T, S = q.size(2), k.size(2)
-    mask = causal_mask(T, S, q.device) if 1 < T < S else None  # T = S: is_causal is exact; T = 1: sees everything
+    causal = mask is None and 1 < T == S  # T = S: is_causal is exact; T = 1: sees everything
+    if mask is None and 1 < T < S:
+        mask = causal_mask(T, S, q.device)
     grouped = q.size(1) != k.size(1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=1 < T == S, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped)
 
 
-def attend_manual(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+def attend_manual(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(D)) v written out: the reference, and the fastest on CPU for short sequences."""
     B, H, T, D = q.shape
     K, S = k.size(1), k.size(2)
     q = q.reshape(B, K, H // K * T, D)  # the H / K query heads of a group share its keys
     scores = (q * D**-0.5) @ k.transpose(2, 3)  # [B, K, H/K * T, S]
-    if T > 1:
+    if mask is not None:
+        scores = scores.view(B, K, H // K, T, S).masked_fill(~mask.unsqueeze(2), -math.inf)
+    elif T > 1:
         future = torch.full((T, S), -math.inf, dtype=scores.dtype, device=q.device).triu(S - T + 1)
         scores = scores.view(B, K, H // K, T, S) + future
     weights = F.dropout(scores.softmax(dim=-1), dropout)
     return (weights.view(B, K, H // K * T, S).to(v.dtype) @ v).view(B, H, T, D)
+
+
+def document_mask(starts: Tensor, config: ModelArchitectureConfig, training: bool) -> "Tensor | BlockMask":
+    """What keeps each token of starts [B, T] (int, the column where its document begins) to its own document and the past: on
+    CUDA a BlockMask for flex attention, which skips the blocks between documents and keeps its shape, so that nothing is
+    compiled again for another batch; elsewhere, and for what flex has not (dropout, narrow heads) or was not asked to do
+    (manual), bool [B, 1, T, T]."""
+    B, T = starts.shape
+    plain = config.attention_backend == "manual" or (training and config.dropout) or config.head_dim < FLEX_MIN_HEAD_DIM
+    if starts.device.type != "cuda" or plain:
+        same = starts.unsqueeze(2) == starts.unsqueeze(1)  # [B, T, T]
+        return (same & causal_mask(T, T, starts.device)).unsqueeze(1)
+    return flex_document_mask(starts)
+
+
+def flex_document_mask(starts: Tensor) -> "BlockMask":
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def may_look(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        # Documents lie one behind the other, so a key in the past belongs to the query's if it is not before its start
+        return (key <= query) & (key >= starts[b, query])
+
+    B, T = starts.shape
+    create = create_block_mask if torch.compiler.is_compiling() else compiled(create_block_mask)
+    return create(may_look, B, None, T, T, device=starts.device)
+
+
+def attend_flex(q: Tensor, k: Tensor, v: Tensor, mask: "BlockMask") -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    attend = flex_attention if torch.compiler.is_compiling() else compiled(flex_attention)
+    return attend(q, k, v, block_mask=mask, enable_gqa=q.size(1) != k.size(1))
+
+
+FLEX_MIN_HEAD_DIM = 16
+
+
+@functools.cache
+def compiled(function: Callable) -> Callable:
+    """Flex attention is a kernel only when compiled; without compile=True it is the one thing that is."""
+    return torch.compile(function, dynamic=False)
 
 
 def flash_attention(package: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
@@ -220,7 +274,13 @@ class Attention(nn.Module):
         self.q_norm = NORMS[config.normalization](self.head_dim, config) if config.qk_norm else nn.Identity()
         self.k_norm = NORMS[config.normalization](self.head_dim, config) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor] | None, kv_cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        kv_cache: KVCache | None = None,
+        mask: "Tensor | BlockMask | None" = None,
+    ) -> Tensor:
         B, T, C = x.shape
         heads = self.qkv(x).view(B, T, -1, self.head_dim)  # [B, T, H + 2K, D]
         q, k, v = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=2)
@@ -233,7 +293,12 @@ class Attention(nn.Module):
             k, v = kv_cache.update(self.layer, k, v)
         dropout = self.dropout if self.training else 0.0
         backend = choose_backend(self.backend, x.device.type, v.dtype, T, dropout)
-        y = ATTENTION_BACKENDS[backend](q, k, v, dropout)  # [B, H, T, D]
+        if mask is None:
+            y = ATTENTION_BACKENDS[backend](q, k, v, dropout)  # [B, H, T, D]
+        elif isinstance(mask, Tensor):
+            y = (attend_manual if backend == "manual" else attend_sdpa)(q, k, v, dropout, mask)
+        else:
+            y = attend_flex(q, k, v, mask)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
 

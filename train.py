@@ -24,10 +24,18 @@ import torch
 from model_builder import ConfigurableGPT
 from training import checkpoint, dist, flops, metrics
 from training.config import load_config, user_errors
-from training.data import BatchLoader, dataset_folder, dropout_seed, evaluation_batches, tokenizer_files
+from training.data import (
+    BatchLoader,
+    Mixture,
+    dataset_folder,
+    dropout_seed,
+    evaluation_batches,
+    parse_mixture,
+    tokenizer_files,
+)
 from training.evaluate import bits_per_byte, evaluate
 from training.optim import build_optimizers, learning_rate_at, set_learning_rate
-from training.shards import open_tokens, read_meta
+from training.shards import open_tokens
 
 ROOT = Path(__file__).resolve().parent
 EXIT_STOPPED = 75
@@ -65,17 +73,20 @@ def main(argv: Sequence[str]) -> int:
         device = dist.select_device(config.device, world.local_rank)
         dtype = dist.select_dtype(config.dtype, device)
         out_dir = metrics.writable_folder(config.out_dir)
-        data_dir = prepared_dataset(config.dataset)
-        meta = read_meta(data_dir) if (data_dir / "meta.json").is_file() else {}  # nanoGPT's folders have none
+        weights, weights_note = parse_mixture(config.dataset, ROOT / "data")
+        folders = [prepared_dataset(name) for name in weights]
         data_dtype = None if config.data_dtype == "auto" else config.data_dtype
-        train_tokens, val_tokens = (
-            open_tokens(data_dir, split, model_config.vocab_size, data_dtype) for split in ("train", "val")
-        )
+        splits = {}
+        for split in ("train", "val"):
+            streams = [open_tokens(folder, split, model_config.vocab_size, data_dtype) for folder in folders]
+            splits[split] = Mixture(streams, list(weights.values()), [f"dataset {name}" for name in weights])
+        tokenizer, eot_id = streams[0].tokenizer, streams[0].eot_id  # one for all of a mixture
+        if config.document_masking and eot_id is None:
+            raise ValueError(f"document_masking=True: {folders[0]} has no meta.json and so no eot_id; set it to False")
         T, B = model_config.block_size, config.batch_size
-        loader = BatchLoader(train_tokens, T, B, config.gradient_accumulation_steps, config.seed, world.rank, world.size)
-        eval_splits = {"train": train_tokens, "val": val_tokens}
-        for tokens in eval_splits.values():
-            evaluation_batches(tokens, T, B, 1)  # long enough for one window?
+        own_share = {"rank": world.rank, "world_size": world.size, "eot_id": eot_id if config.document_masking else None}
+        loader = BatchLoader(splits["train"], T, B, config.gradient_accumulation_steps, config.seed, **own_share)
+        val_bytes_per_token = splits["val"].bytes_per_token(config.eval_iters * B, T)
 
         source = None if config.init_from == "scratch" else checkpoint.find_checkpoint(config.out_dir)
         state: dict[str, Any] = {"step": 0, "trained_s": 0.0, "best": None}
@@ -90,14 +101,14 @@ def main(argv: Sequence[str]) -> int:
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         if source is not None:
             state, saved_config = checkpoint.load_state(source)
-            checkpoint.check_resumable(source, state, saved_config, resolved, train_tokens.fingerprint)
+            checkpoint.check_resumable(source, state, saved_config, resolved, splits["train"].fingerprint)
             checkpoint.load_weights(source, model)
             checkpoint.load_optimizers(source, model, optimizers)
             scaler.load_state_dict(state["grad_scaler"])
         elif config.init_from == "resume":
             raise ValueError(f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto")
 
-    notes = model_config.notes() + config.notes()
+    notes = model_config.notes() + config.notes() + ([weights_note] if weights_note else [])
     if config.use_zero1 or config.use_fsdp:
         notes.append(f"{'use_zero1' if config.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one")
     if config.compile:
@@ -108,7 +119,7 @@ def main(argv: Sequence[str]) -> int:
     out_dir.mkdir(parents=True, exist_ok=True)
     if source is None and not config.eval_only and (aside := checkpoint.set_aside_checkpoints(out_dir)):
         notes.append(f"the checkpoints of an earlier run are now in {aside}")
-    for file in tokenizer_files(data_dir):
+    for file in tokenizer_files(folders[0]):
         shutil.copy(file, out_dir)
     hardware = {
         "device": device.type,
@@ -117,12 +128,19 @@ def main(argv: Sequence[str]) -> int:
         "dtype": str(dtype).removeprefix("torch."),
         "peak_flops_per_s": flops.peak_flops_per_s(dist.device_name(device)),
     }
+    sources = [
+        {"dataset": str(folder), "weight": float(weight), "tokens": tokens.n_tokens, "epochs": epochs}
+        for folder, weight, tokens, epochs in zip(
+            folders, weights.values(), splits["train"].streams, loader.epochs(config.max_iters), strict=True
+        )
+    ]
     data = {
-        "dataset": str(data_dir),
-        "fingerprint": train_tokens.fingerprint,
-        "bytes_per_token": val_tokens.bytes_per_token,
-        "tokenizer": meta.get("tokenizer"),
-        "eot_id": meta.get("eot_id"),
+        "dataset": str(folders[0]) if len(folders) == 1 else config.dataset,
+        "sources": sources,
+        "fingerprint": splits["train"].fingerprint,
+        "bytes_per_token": val_bytes_per_token,
+        "tokenizer": tokenizer,
+        "eot_id": eot_id,
     }
     run_log = metrics.RunLog(out_dir)
     run_log.write(
@@ -140,6 +158,8 @@ def main(argv: Sequence[str]) -> int:
     progress = metrics.Progress(state["step"], config.max_iters)
     progress.say(f"{model_config.summary()}\n{derived['params']:,} parameters, {tokens_per_step:,} tokens a step")
     progress.say(f"{hardware['device_name']}, {hardware['dtype']}; run log {run_log.path}")
+    for s in sources:
+        progress.say(f"{s['dataset']}: {s['tokens']:,} tokens, weight {s['weight']:.4g}, {s['epochs']:.3g} epochs in all")
     for note in notes:
         progress.say(f"note: {note}")
     if source is not None:
@@ -160,9 +180,10 @@ def main(argv: Sequence[str]) -> int:
             losses = {}
 
             if config.eval_only or (step != saved_step and (last or step % config.eval_interval == 0) and not stop.received):
-                for split, tokens in eval_splits.items():
-                    losses[split] = evaluate(model, evaluation_batches(tokens, T, B, config.eval_iters), device, autocast)
-                bpb = bits_per_byte(losses["val"], val_tokens.bytes_per_token)
+                for split, tokens in splits.items():
+                    held_out = evaluation_batches(tokens, T, B, config.eval_iters, **own_share)
+                    losses[split] = evaluate(model, held_out, device, autocast)
+                bpb = bits_per_byte(losses["val"], val_bytes_per_token)
                 result = {"train_loss": losses["train"], "val_loss": losses["val"], "val_bits_per_byte": bpb}
                 run_log.write("eval", step=step, tokens=step * tokens_per_step, **result)
                 if wandb:
@@ -199,11 +220,11 @@ def main(argv: Sequence[str]) -> int:
             set_learning_rate(optimizers, lr)
             step_loss = torch.zeros((), device=device)
             for micro_step in loader.own_micro_steps:
-                x, y = next(batches)
+                batch = next(batches)
                 if model_config.dropout:
                     torch.manual_seed(dropout_seed(config.seed, step, micro_step))
                 with autocast:
-                    _, loss = model(x, y)
+                    _, loss = model(*batch)
                 # Every window is full, so the mean over micro-batches is the mean over the step's tokens
                 loss = loss / config.gradient_accumulation_steps
                 scaler.scale(loss).backward()

@@ -2,6 +2,8 @@
 
 import json
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -489,3 +491,73 @@ def test_eval_only_of_a_run_that_is_not_there(run, tmp_path, capsys):
     assert run("b", "--eval_only", "--init_from=scratch") == 0
     after = sorted(p.relative_to(tmp_path) for p in (tmp_path / "b").rglob("*"))
     assert len(after) == len(before) + 1 and set(before) < set(after)  # one more run log
+
+
+def test_a_mixture_trains_resumes_and_says_what_it_is(run, tmp_path, dataset, capsys):
+    other = write_dataset(tmp_path / "other", train_tokens=900, seed=1)
+    mixed = f"--dataset={dataset}:3,{other}:1"
+    flags = [mixed, "--lr_decay_iters=6", "--eval_iters=4"]
+    run("whole", *flags)
+    out = capsys.readouterr().out
+    assert "the weights of dataset sum to 4; normalised: " in out
+    assert f"{dataset}: 2,000 tokens, weight 0.75, " in out and f"{other}: 900 tokens, weight 0.25, " in out
+    run("parts", *flags, "--max_iters=3")
+    run("parts", *flags)
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    data = read_events(tmp_path / "whole", "run_start")[0]["data"]
+    assert [(s["dataset"], s["weight"], s["tokens"]) for s in data["sources"]] == [
+        (str(dataset), 0.75, 2000), (str(other), 0.25, 900)]  # fmt: skip
+    assert [s["epochs"] for s in data["sources"]] == pytest.approx([24 * 0.75 / 124, 24 * 0.25 / 56])
+    assert data["bytes_per_token"] == 3.0 and data["eot_id"] == 0 and data["tokenizer"]["name"] == "synthetic"
+    run("alone")
+    assert losses(tmp_path / "alone") != losses(tmp_path / "whole")
+    capsys.readouterr()
+    for changed in (f"{dataset}:1,{other}:1", f"{other}:3,{dataset}:1", str(dataset)):
+        with pytest.raises(SystemExit) as stopped:
+            run("whole", f"--dataset={changed}", "--max_iters=9")
+        assert stopped.value.code == 2 and "fingerprint" in capsys.readouterr().err
+
+
+def test_document_masking_changes_the_loss_and_resumes(run, tmp_path):
+    run("plain", "--arch_preset=qwen3", "--head_dim=8", "--num_key_value_heads=2")
+    masked = ["--arch_preset=qwen3", "--head_dim=8", "--num_key_value_heads=2", "--document_masking", "--lr_decay_iters=6"]
+    run("masked", *masked)
+    run("parts", *masked, "--max_iters=3")
+    run("parts", *masked)
+    plain, whole, parts = (losses(tmp_path / name) for name in ("plain", "masked", "parts"))
+    assert whole == parts and plain.keys() == whole.keys()
+    assert all(plain[key] != whole[key] for key in plain)
+    assert read_events(tmp_path / "masked", "train")[-1]["tokens"] == read_events(tmp_path / "plain", "train")[-1]["tokens"]
+
+
+def test_data_that_cannot_be_read_so_is_one_line(run, tmp_path, dataset, capsys):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    def foreign(name: str) -> Path:
+        meta_file = write_dataset(tmp_path / name, seed=2) / "meta.json"
+        meta = json.loads(meta_file.read_text())
+        meta["tokenizer"]["sha256"] = "1" * 64
+        meta_file.write_text(json.dumps(meta))
+        return meta_file.parent
+
+    nanogpt = tmp_path / "nanogpt"
+    nanogpt.mkdir()
+    for split in ("train", "val"):
+        np.random.default_rng(0).integers(1, 97, 500).astype(np.uint16).tofile(nanogpt / f"{split}.bin")
+    hostile = Path(shutil.copytree(nanogpt, tmp_path / "hostile"))
+    (hostile / "meta.pkl").write_bytes(pickle.dumps({"vocab_size": Hostile()}))
+    for flags, said in (
+        ([f"--dataset={dataset}:0.5,{tmp_path / 'nowhere'}:0.5"], "neither a folder nor one of data/"),
+        ([f"--dataset={dataset}:0.5,{dataset}"], "is not name:weight"),
+        ([f"--dataset={dataset}:0.5,{foreign('foreign')}:0.5"], "different tokenizers"),
+        ([f"--dataset={nanogpt}", "--data_dtype=uint16", "--document_masking"], "has no meta.json and so no eot_id"),
+        ([f"--dataset={write_dataset(tmp_path / 'short', val_tokens=50)}", "--block_size=50"], "needs 51 tokens"),
+        ([f"--dataset={hostile}", "--data_dtype=uint16"], "meta.pkl holds more than plain values"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run("never", *flags)
+        error = capsys.readouterr().err
+        assert stopped.value.code == 2 and said in error and error.count("\n") == 1
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "never").exists()

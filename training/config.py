@@ -31,8 +31,9 @@ class TrainConfig:
     arch_preset: str = "gpt2"  # gpt2, llama2, llama3, qwen3
 
     # Data
-    dataset: str = "python_stdlib"  # a name under data/ or a path
+    dataset: str = "python_stdlib"  # a name under data/ or a path; a mixture of them as 'a:0.7,b:0.3'
     data_dtype: Literal["auto", "uint16", "uint32"] = "auto"  # for nanoGPT's train.bin, which does not say
+    document_masking: bool = False  # attention stays inside documents, whose positions begin at 0
 
     # Batch. gradient_accumulation_steps counts the micro-batches of one optimizer step over ALL processes, so a step is
     # batch_size x block_size x gradient_accumulation_steps tokens on any number of GPUs.

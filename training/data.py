@@ -2,12 +2,19 @@
 replay. To resume is to set the step.
 
 A split of n tokens holds (n - 1) // T windows of T tokens and their successors. Each epoch visits every window once, in an
-order that a keyed permutation gives without storing it; the order is the same at any world size.
+order that a keyed permutation gives without storing it; the order is the same at any world size. Of several datasets each
+keeps its own epochs, and the samples are dealt out to them in exact proportion (Mixture).
 """
 
+import hashlib
 import itertools
-from collections.abc import Iterator
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -17,7 +24,8 @@ from torch import Tensor
 
 
 class Tokens(Protocol):
-    """What the loader needs of a split: training.shards.TokenStream."""
+    """What the loader needs of a split: training.shards.TokenStream. A mixture also asks for tokenizer, eot_id, fingerprint
+    and bytes_per_token."""
 
     n_tokens: int
 
@@ -38,18 +46,51 @@ def dataset_folder(dataset: str, data_root: Path) -> Path:
     raise FileNotFoundError(f"dataset {dataset!r} is neither a folder nor one of data/: {', '.join(known)}")
 
 
+WEIGHT = re.compile(r"(\d{1,18}(\.\d{0,18})?|\.\d{1,18})(e-?\d)?", re.IGNORECASE)
+
+
+def parse_mixture(dataset: str, data_root: Path) -> tuple[dict[str, Fraction], str | None]:
+    """'a' or 'a:0.7,b:0.3' as {name: weight}, the weights exact and summing to 1, and a note where they did not. What names
+    a folder is that folder, whatever its name holds; inside a mixture a path may hold colons, but no comma."""
+    if (data_root / dataset).is_dir() or Path(dataset).is_dir() or not set(dataset) & set(",:"):
+        return {dataset: Fraction(1)}, None
+    weights: dict[str, Fraction] = {}
+    for part in dataset.split(","):
+        name, _, text = part.strip().rpartition(":")
+        name = name.strip()
+        weight = Fraction(text.strip()) if WEIGHT.fullmatch(text.strip()) else 0
+        if not name or weight <= 0:
+            raise ValueError(
+                f"dataset={dataset!r}: {part.strip()!r} is not name:weight with a weight above 0: write --dataset=a:0.7,b:0.3"
+            )
+        if name in weights:
+            raise ValueError(f"dataset={dataset!r} names {name!r} twice: give it one weight")
+        weights[name] = weight
+    total = sum(weights.values())
+    weights = {name: weight / total for name, weight in weights.items()}
+    if math.lcm(*(weight.denominator for weight in weights.values())) > MAX_SHARES:
+        raise ValueError(f"dataset={dataset!r}: the weights have no common denominator up to {MAX_SHARES}: round them")
+    parts = ", ".join(f"{name} {float(weight):.6g}" for name, weight in weights.items())
+    return weights, None if total == 1 else f"the weights of dataset sum to {float(total):.6g}; normalised: {parts}"
+
+
 def tokenizer_files(folder: Path) -> list[Path]:
     """What a run copies beside its checkpoints, so that they can be sampled from alone."""
     names = ("tokenizer*", "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template*", "*.tiktoken")
     return [file for name in names for file in sorted(folder.glob(name)) if file.is_file()]
 
 
-def permute(index: np.ndarray, n: int, key: int) -> np.ndarray:
+@lru_cache(maxsize=64)  # of the epochs and blocks that a batch touches; deriving them costs as much as a batch's rounds
+def round_keys_of(key: int | tuple[int, ...]) -> np.ndarray:
+    return np.random.SeedSequence(key).generate_state(6, np.uint64)
+
+
+def permute(index: np.ndarray, n: int, key: int | tuple[int, ...]) -> np.ndarray:
     """A bijection of [0, n), chosen by `key`, at each index: a Feistel network over the next even number of bits, walked until
     it lands inside (Black & Rogaway 2002). O(1) memory at any n below 2^62."""
     half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
     mask = np.uint64((1 << int(half)) - 1)
-    round_keys = np.random.SeedSequence(key).generate_state(6, np.uint64)
+    round_keys = round_keys_of(key)
 
     def encrypt(x: np.ndarray) -> np.ndarray:
         left, right = x >> half, x & mask
@@ -65,14 +106,93 @@ def permute(index: np.ndarray, n: int, key: int) -> np.ndarray:
     return out.astype(np.int64)
 
 
-def training_window(seed: int, sample: np.ndarray, n_windows: int) -> np.ndarray:
+def permute_within(period: int, index: np.ndarray, seed: int, *stream: int) -> tuple[np.ndarray, np.ndarray]:
+    """(index // period, index % period permuted under a key of its own for each quotient). `stream` sets apart what shares
+    a seed."""
+    quotient, position = np.divmod(index, period)
+    for q in set(quotient.tolist()):
+        here = quotient == q
+        key = seed * 2**32 + q
+        position[here] = permute(position[here], period, (key, *stream) if stream else key)
+    return quotient, position
+
+
+def training_window(seed: int, sample: np.ndarray, n_windows: int, *stream: int) -> np.ndarray:
     """The window that the global sample number trains on. Samples count from the run's start, over all processes."""
-    epoch, position = np.divmod(sample, n_windows)
-    window = np.empty_like(position)
-    for e in np.unique(epoch):
-        here = epoch == e
-        window[here] = permute(position[here], n_windows, key=seed * 2**32 + int(e))
-    return window
+    return permute_within(n_windows, sample, seed, *stream)[1]
+
+
+MAX_SHARES = 1_000_000
+MIN_BLOCK_SAMPLES = 4096  # shorter blocks would be more even, and cost a key each
+
+
+class Mixture:
+    """One split of one or more datasets, drawn in the exact proportions of their weights (which sum to 1).
+
+    Samples come in blocks of `block` = sum(shares): within each, source i has exactly shares[i] of them, in an order
+    permuted under the block's key. Sample number -> (source, number among the source's own samples) is so a formula: the
+    state is the step, whatever the corpus. Each source permutes its own windows, without replacement, epoch by epoch; where
+    an epoch ends inside a block, the block mixes its last windows with the next one's first.
+
+    Raises ValueError where the tokenizers differ or are not known to be one."""
+
+    def __init__(self, streams: Sequence[Tokens], weights: Sequence[Fraction] = (Fraction(1),), names: Sequence[str] = ()):
+        self.streams, self.weights, self.names = streams, weights, names or ["the split"]
+        parts = math.lcm(*(w.denominator for w in weights))
+        parts *= -(-MIN_BLOCK_SAMPLES // parts)
+        self.shares = np.array([int(w * parts) for w in weights])
+        self.ends = np.cumsum(self.shares)
+        self.block = int(self.ends[-1])
+        if len(streams) > 1:
+            for name, stream in zip(names, streams, strict=True):
+                if stream.tokenizer is None:
+                    raise ValueError(f"dataset {name} has no meta.json, so its tokenizer is unknown: it cannot be mixed")
+                ours, theirs = streams[0].tokenizer, stream.tokenizer
+                if (ours["sha256"], streams[0].eot_id) != (theirs["sha256"], stream.eot_id):
+                    raise ValueError(
+                        f"datasets {names[0]} and {name} have different tokenizers, {ours['name']!r} (sha256 "
+                        f"{ours['sha256'][:12]}) and {theirs['name']!r} ({theirs['sha256'][:12]}): prepare both with one"
+                    )
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all sources, their weights and their order; a single source's own."""
+        if len(self.streams) == 1:
+            return self.streams[0].fingerprint
+        parts = [[stream.fingerprint, str(weight)] for stream, weight in zip(self.streams, self.weights, strict=True)]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def windows(self, block_size: int) -> list[int]:
+        """Windows of each source. Raises ValueError where one has none."""
+        return [count_windows(s, block_size, name) for s, name in zip(self.streams, self.names, strict=True)]
+
+    def deal(self, sample: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """(source, number among the source's samples) of each global sample number."""
+        if len(self.streams) == 1:
+            return np.zeros_like(sample), sample
+        block, slot = permute_within(self.block, sample, seed, len(self.streams))  # sources are the streams 0, 1, … below it
+        source = np.searchsorted(self.ends, slot, side="right")
+        return source, block * self.shares[source] + slot - (self.ends - self.shares)[source]
+
+    def evaluated(self, n: int, block_size: int) -> list[int]:
+        """How many windows of each source make up an evaluation of n: the proportions to the nearest window. Where a source
+        has fewer than its part, all parts shrink with it, so that no window counts twice and the proportions hold."""
+        windows = self.windows(block_size)
+        n = min(n, *(w * self.block // int(share) for w, share in zip(windows, self.shares, strict=True)))
+        counts, rest = np.divmod(n * self.shares, self.block)
+        counts[np.argsort(-rest, kind="stable")[: n - counts.sum()]] += 1  # largest remainder
+        return counts.tolist()
+
+    def bytes_per_token(self, n: int, block_size: int) -> float | None:
+        """Of the evaluation of n windows; None where a source did not count its bytes."""
+        counts = self.evaluated(n, block_size)
+        if any(stream.bytes_per_token is None for stream in self.streams):
+            return None
+        return sum(c * stream.bytes_per_token for c, stream in zip(counts, self.streams, strict=True)) / sum(counts)
+
+
+def as_mixture(tokens: "Tokens | Mixture") -> Mixture:
+    return tokens if isinstance(tokens, Mixture) else Mixture([tokens])
 
 
 def dropout_seed(seed: int, step: int, micro_step: int) -> int:
@@ -80,79 +200,122 @@ def dropout_seed(seed: int, step: int, micro_step: int) -> int:
     return int(np.random.SeedSequence((seed, step, micro_step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+Batch = tuple[Tensor, ...]  # (inputs, targets), and with document masking (inputs, targets, document_starts)
+
+
 class BatchLoader:
     """The batches of one process. micro_steps are numbered over all processes; this one has rank, rank + world_size, ….
 
-    Raises ValueError where the split is shorter than one window, or the micro-batches do not divide among the processes."""
+    With an `eot_id` a batch carries its document starts (document_starts()) behind inputs and targets.
+    Raises ValueError where a split is shorter than one window, or the micro-batches do not divide among the processes."""
 
     def __init__(
         self,
-        tokens: Tokens,
+        tokens: Tokens | Mixture,
         block_size: int,
         batch_size: int,
         gradient_accumulation_steps: int,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        eot_id: int | None = None,
     ) -> None:
         if gradient_accumulation_steps % world_size:
             raise ValueError(
                 f"gradient_accumulation_steps={gradient_accumulation_steps} is not divisible by the {world_size} processes "
                 "that share them: change one"
             )
-        self.tokens, self.block_size, self.batch_size, self.seed = tokens, block_size, batch_size, seed
+        self.mixture = as_mixture(tokens)
+        self.block_size, self.batch_size, self.seed, self.eot_id = block_size, batch_size, seed, eot_id
         self.micro_steps_per_step = gradient_accumulation_steps
         self.own_micro_steps = range(rank, gradient_accumulation_steps, world_size)
-        self.n_windows = count_windows(tokens, block_size)
+        self.n_windows = self.mixture.windows(block_size)
 
-    def micro_batch(self, step: int, micro_step: int) -> tuple[Tensor, Tensor]:
+    def epochs(self, step: int) -> list[float]:
+        """How often the run has seen each source by then."""
+        samples = step * self.micro_steps_per_step * self.batch_size
+        return [samples * float(w) / n for w, n in zip(self.mixture.weights, self.n_windows, strict=True)]
+
+    def micro_batch(self, step: int, micro_step: int) -> Batch:
         """inputs and targets, int64 [batch_size, block_size] each."""
         first = (step * self.micro_steps_per_step + micro_step) * self.batch_size
-        samples = np.arange(first, first + self.batch_size)
-        return read_windows(self.tokens, training_window(self.seed, samples, self.n_windows), self.block_size)
+        source, window = self.mixture.deal(np.arange(first, first + self.batch_size), self.seed)
+        for i, n_windows in enumerate(self.n_windows):
+            here = source == i
+            stream = () if len(self.n_windows) == 1 else (i,)
+            window[here] = training_window(self.seed, window[here], n_windows, *stream)
+        return read_windows(self.mixture, source, window, self.block_size, self.eot_id)
 
-    def prefetched(self, start_step: int, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's micro-batches from `start_step` on, on the device; the next two are read while one is trained on."""
+    def prefetched(self, start_step: int, device: torch.device) -> Iterator[Batch]:
+        """This process's micro-batches from `start_step` on, on the device; the next two are read while one is trained on.
+        What goes wrong in the reading is raised here, at the batch that it concerns."""
 
-        def load(step: int, micro_step: int) -> tuple[Tensor, Tensor]:
-            x, y = self.micro_batch(step, micro_step)
-            return (x.pin_memory(), y.pin_memory()) if device.type == "cuda" else (x, y)
+        def load(step: int, micro_step: int) -> Batch:
+            batch = self.micro_batch(step, micro_step)
+            return tuple(t.pin_memory() for t in batch) if device.type == "cuda" else batch
 
         order = ((step, m) for step in itertools.count(start_step) for m in self.own_micro_steps)
         with ThreadPoolExecutor(max_workers=1, thread_name_prefix="data") as reader:
             pending = [reader.submit(load, *next(order)) for _ in range(2)]
             while True:
-                x, y = pending.pop(0).result()
+                batch = pending.pop(0).result()
                 pending.append(reader.submit(load, *next(order)))
-                yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+                yield tuple(t.to(device, non_blocking=True) for t in batch)
 
 
 def evaluation_batches(
-    tokens: Tokens, block_size: int, batch_size: int, n_batches: int, rank: int = 0, world_size: int = 1
-) -> Iterator[tuple[Tensor, Tensor]]:
+    tokens: Tokens | Mixture,
+    block_size: int,
+    batch_size: int,
+    n_batches: int,
+    rank: int = 0,
+    world_size: int = 1,
+    eot_id: int | None = None,
+) -> Iterator[Batch]:
     """This process's share of the evaluation batches: windows that depend on the split and the sizes alone, not on the seed
     or the world size, none twice. Where the split has fewer windows than asked for, all of them; the last batch is then
-    filled up with targets of -100."""
-    n_windows = count_windows(tokens, block_size)
-    windows = permute(np.arange(min(n_batches * batch_size, n_windows)), n_windows, key=0)
+    filled up with targets of -100. Of a mixture: its proportions, as far as its shortest source goes."""
+    mixture = as_mixture(tokens)
+    counts, n_windows = mixture.evaluated(n_batches * batch_size, block_size), mixture.windows(block_size)
+    source = np.repeat(np.arange(len(counts)), counts)
+    windows = np.concatenate([permute(np.arange(c), n, key=0) for c, n in zip(counts, n_windows, strict=True)])
     n_batches = -(-len(windows) // batch_size)
     for m in range(rank, n_batches, world_size):
-        rows = windows[m * batch_size : (m + 1) * batch_size]
-        x, y = read_windows(tokens, np.resize(rows, batch_size), block_size)
-        y[len(rows) :] = -100
-        yield x, y
+        rows = slice(m * batch_size, (m + 1) * batch_size)
+        full = [np.resize(of_all[rows], batch_size) for of_all in (source, windows)]
+        batch = read_windows(mixture, *full, block_size, eot_id)
+        batch[1][len(windows[rows]) :] = -100
+        yield batch
 
 
-def count_windows(tokens: Tokens, block_size: int) -> int:
+def count_windows(tokens: Tokens, block_size: int, name: str = "the split") -> int:
     n_windows = (tokens.n_tokens - 1) // block_size
     if n_windows < 1:
         raise ValueError(
-            f"block_size={block_size} needs {block_size + 1} tokens, the split has {tokens.n_tokens}: "
+            f"block_size={block_size} needs {block_size + 1} tokens, {name} has {tokens.n_tokens}: "
             "lower block_size or prepare more data"
         )
     return n_windows
 
 
-def read_windows(tokens: Tokens, windows: np.ndarray, block_size: int) -> tuple[Tensor, Tensor]:
-    rows = torch.from_numpy(np.stack([tokens.read(int(w) * block_size, block_size + 1) for w in windows]))
-    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+def read_windows(
+    mixture: Mixture, source: np.ndarray, windows: np.ndarray, block_size: int, eot_id: int | None = None
+) -> Batch:
+    rows = np.empty((len(windows), block_size + 1), dtype=np.int64)
+    for row, i, window in zip(rows, source.tolist(), windows.tolist(), strict=True):
+        row[:] = mixture.streams[i].read(window * block_size, block_size + 1)
+    x, y = (torch.from_numpy(np.ascontiguousarray(part)) for part in (rows[:, :-1], rows[:, 1:]))
+    return (x, y) if eot_id is None else (x, y, torch.from_numpy(document_starts(rows[:, :-1], eot_id)))
+
+
+def document_starts(ids: np.ndarray, eot_id: int) -> np.ndarray:
+    """int32 [B, T]: for each token of ids [B, T] the column where its document begins in this row. The end-of-text id is the
+    last token of its document; a document that began before the window begins, as far as the row goes, at 0.
+
+    The target of an end-of-text token, the first token of the next document, stays in the loss, as in torchtitan and unlike
+    Hugging Face's flattening collator: from it the model learns what a document begins with, which is what sampling
+    without a prompt asks of it, and each step has the same number of targets with and without masking, so that a mean over
+    micro-batches stays the mean over the step and bits per byte still count every token of the text once."""
+    starts = np.zeros(ids.shape, dtype=np.int32)
+    starts[:, 1:] = (ids[:, :-1] == eot_id) * np.arange(1, ids.shape[1], dtype=np.int32)
+    return np.maximum.accumulate(starts, axis=1)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[tuple[Tensor, ...]],
     device: torch.device,
     autocast: contextlib.AbstractContextManager,
 ) -> float:
@@ -20,10 +20,10 @@ def evaluate(
     model.eval()
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     count = 0
-    for x, y in batches:
-        valid = int((y != -100).sum())  # counted before the transfer: no wait for the device
+    for batch in batches:
+        valid = int((batch[1] != -100).sum())  # counted before the transfer: no wait for the device
         with autocast:
-            _, loss = model(x.to(device), y.to(device))
+            _, loss = model(*(tensor.to(device) for tensor in batch))
         total += loss * valid
         count += valid
     model.train(was_training)

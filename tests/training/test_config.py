@@ -183,6 +183,7 @@ RUN_KNOBS = {
 ELSEWHERE = {
     "arch_preset": "test_flags_over_file_over_preset_over_defaults",
     "dataset": "test_train: test_resume_refuses_another_model_or_another_order",
+    "document_masking": "test_train: test_document_masking_changes_the_loss_and_resumes",
     "data_dtype": "test_a_nanogpt_folder_needs_its_dtype",
     "seed": "test_the_seed_moves_weights_and_data",
     "eval_iters": "test_eval_iters_and_compile_and_grad_clip",
