@@ -38,7 +38,7 @@ from training.shards import ShardWriter, read_meta, write_json, write_meta
 
 SPLITS = ("train", "val")
 SPLIT_KEY = b"nanofoundry"
-SAMPLE_BYTES = 2 << 20  # of the run's own text, on which the engine is checked and sizes are estimated
+SAMPLE_BYTES = 1 << 20  # of the run's own text, on which the engine is checked and sizes are estimated
 
 
 @dataclass(frozen=True)
@@ -143,14 +143,17 @@ class Worker:
 
 STATISTICS = ("documents", "tokens", "text_bytes", "longest_document_bytes")
 
-_worker: Worker | None = None  # of this process, where it is one of the pool
+_worker: Worker | Exception | None = None  # of this process, where it is one of the pool
 
 
 def _start_worker(engine: str, tokenizer_json: bytes, eot_id: int, length: int, val_fraction: float) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
     threading.Thread(target=_die_with_parent, daemon=True).start()
-    _worker = Worker(engines.ENGINES[engine](tokenizer_json), eot_id, length, val_fraction)
+    try:
+        _worker = Worker(engines.ENGINES[engine](tokenizer_json), eot_id, length, val_fraction)
+    except Exception as error:  # the check, under way in another process, will say it
+        _worker = error
 
 
 def _die_with_parent() -> None:
@@ -159,8 +162,10 @@ def _die_with_parent() -> None:
     os._exit(1)
 
 
-def _work(batch: Batch) -> Tokenized:
-    return _worker(batch)
+def _work(batch: Batch | None) -> Tokenized | None:
+    if isinstance(_worker, Exception):
+        raise _worker
+    return _worker(batch) if batch else None
 
 
 # ---- the pipeline
@@ -206,9 +211,9 @@ def prepare(
     """Writes the dataset into out_dir, or goes on with it, and returns what meta.json holds.
 
     `workers` defaults to the cores, of which the bytes do not depend; `expected_tokens` estimates the disk where the source
-    does not tell its size; `in_words` is meta.json's `source`; `allow_empty` lets a share of a
-    larger whole have no held-out documents. Raises ValueError, FileNotFoundError or OSError, each in one
-    line, where the input is wrong, the disk too small, or out_dir holds something else; what is there stays as it is then.
+    does not tell its size; `in_words` is meta.json's `source`; `allow_empty` lets a share of a larger whole have no held-out
+    documents. Raises ValueError, FileNotFoundError, ImportError or OSError, each in one line, where the input is wrong, the
+    disk too small, or out_dir holds something else; what is there stays as it is then.
     """
     say = tqdm.write if show_progress else lambda line: None
     out_dir = Path(out_dir)
@@ -223,64 +228,70 @@ def prepare(
     sample = _sample(source)
     if not sample.texts and progress is None:
         raise ValueError(f"{in_words or source.identity}: no documents at the beginning of the source: is it the right one?")
-    # In a process of its own: two tokenizers take 400 MB, which would stay with this one
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as checker:
-        chosen, warning, sample_tokens = checker.submit(_check_engine, engine, tokenizer.json, sample.texts).result()
-    if warning:
-        logging.getLogger("nanofoundry").warning(warning)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    _check_disk(out_dir, source, sample, sample_tokens, job, expected_tokens, progress, say)
-    say(f"tokenizer {tokenizer.name} ({tokenizer.length:,} tokens), engine {chosen}, workers {workers}")
+    with contextlib.ExitStack() as pools:
+        # The processes load the engine that will very likely pass while it is checked
+        likely = engines.DEFAULT if engine == "auto" else engine
+        submit = pools.enter_context(_pool(workers, likely, tokenizer, job))
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as checker:  # two tokenizers: 400 MB for a while
+            chosen, warning, sample_tokens = checker.submit(_check_engine, engine, tokenizer.json, sample.texts).result()
+        if warning:
+            logging.getLogger("nanofoundry").warning(warning)
+        if chosen != likely:
+            pools.close()
+            submit = pools.enter_context(_pool(workers, chosen, tokenizer, job))
+        out_dir.mkdir(parents=True, exist_ok=True)
+        _check_disk(out_dir, source, sample, sample_tokens, job, expected_tokens, progress, say)
+        say(f"tokenizer {tokenizer.name} ({tokenizer.length:,} tokens), engine {chosen}, workers {workers}")
+        del sample
 
-    state = progress or {
-        "identity": identity,
-        "position": None,
-        "rows": 0,
-        "read_bytes": 0,
-        "statistics": {},
-        "bad_rows": [0, []],
-    }
-    state.setdefault("writers", dict.fromkeys(SPLITS))
-    writers = {split: ShardWriter(out_dir, split, job.shard_tokens, state["writers"][split]) for split in SPLITS}
-    bad_rows = BadRows(max_bad_rows, *state["bad_rows"], say=say)
-    if not progress:
-        tokenizer.save(out_dir)
-    else:
-        say(f"going on behind row {state['rows']:,}")
-    times = dict.fromkeys(("read_s", "parse_s", "tokenize_s", "write_s"), 0.0)
+        state = progress or {
+            "identity": identity,
+            "position": None,
+            "rows": 0,
+            "read_bytes": 0,
+            "statistics": {},
+            "bad_rows": [0, []],
+        }
+        state.setdefault("writers", dict.fromkeys(SPLITS))
+        writers = {split: ShardWriter(out_dir, split, job.shard_tokens, state["writers"][split]) for split in SPLITS}
+        bad_rows = BadRows(max_bad_rows, *state["bad_rows"], say=say)
+        if not progress:
+            tokenizer.save(out_dir)
+        else:
+            say(f"going on behind row {state['rows']:,}")
+        times = dict.fromkeys(("read_s", "parse_s", "tokenize_s", "write_s"), 0.0)
 
-    def commit() -> None:
-        state["writers"] = {split: writer.commit() for split, writer in writers.items()}
-        state["bad_rows"] = [bad_rows.count, bad_rows.examples]
-        write_json(out_dir / "progress.json", state)
+        def commit() -> None:
+            state["writers"] = {split: writer.commit() for split, writer in writers.items()}
+            state["bad_rows"] = [bad_rows.count, bad_rows.examples]
+            write_json(out_dir / "progress.json", state)
 
-    commit()
-    bar = tqdm(total=source.total_bytes, initial=state["read_bytes"], unit="B", unit_scale=True, disable=not show_progress)
-    init = (chosen, tokenizer.json, tokenizer.eot_id, tokenizer.length, job.val_fraction)
-    committed_at = started_at = time.monotonic()
-    tokens_before = sum(writer.tokens for writer in writers.values())
-    with bar, _pool(workers, init) as submit:
-        batches = _limited(source.batches(state["position"]), state["rows"], job.limit)
-        for batch, result in _in_order(batches, submit, workers + 2, times):
-            t = time.perf_counter()
-            if result is not None:
-                for split, (ids, lengths, text_bytes) in result.splits.items():
-                    writers[split].add(ids, text_bytes, lengths)
-                add_statistics(state["statistics"], result.statistics)
-                times["parse_s"] += result.parse_s
-                times["tokenize_s"] += result.tokenize_s
-            state["position"] = batch.next_position
-            state["rows"] += batch.n_rows
-            state["read_bytes"] += batch.read_bytes
-            if result is not None:
-                bad_rows.add(result.bad_rows)
-            if time.monotonic() - committed_at >= commit_interval:
-                commit()
-                committed_at = time.monotonic()
-            bar.update(batch.read_bytes)
-            tokens = sum(writer.tokens for writer in writers.values()) - tokens_before
-            bar.set_postfix_str(f"{tokens / max(1e-9, time.monotonic() - started_at):,.0f} tokens/s", refresh=False)
-            times["write_s"] += time.perf_counter() - t
+        commit()
+        bar = tqdm(total=source.total_bytes, initial=state["read_bytes"], unit="B", unit_scale=True, disable=not show_progress)
+        committed_at = started_at = time.monotonic()
+        tokens_before = sum(writer.tokens for writer in writers.values())
+        with bar:
+            batches = _limited(source.batches(state["position"]), state["rows"], job.limit)
+            for batch, result in _in_order(batches, submit, workers + 2, times):
+                t = time.perf_counter()
+                if result is not None:
+                    for split, (ids, lengths, text_bytes) in result.splits.items():
+                        writers[split].add(ids, text_bytes, lengths)
+                    add_statistics(state["statistics"], result.statistics)
+                    times["parse_s"] += result.parse_s
+                    times["tokenize_s"] += result.tokenize_s
+                state["position"] = batch.next_position
+                state["rows"] += batch.n_rows
+                state["read_bytes"] += batch.read_bytes
+                if result is not None:
+                    bad_rows.add(result.bad_rows)
+                if time.monotonic() - committed_at >= commit_interval:
+                    commit()
+                    committed_at = time.monotonic()
+                bar.update(batch.read_bytes)
+                tokens = sum(writer.tokens for writer in writers.values()) - tokens_before
+                bar.set_postfix_str(f"{tokens / max(1e-9, time.monotonic() - started_at):,.0f} tokens/s", refresh=False)
+                times["write_s"] += time.perf_counter() - t
 
     empty = [split for split, writer in writers.items() if not writer.tokens]
     if empty and not allow_empty:
@@ -470,14 +481,17 @@ class FirstRows:
 
 
 @contextlib.contextmanager
-def _pool(workers: int, init: tuple) -> Iterator[Callable[[Batch], Future]]:
-    """submit(batch) to `workers` processes, each with one thread: they share the cores by being as many."""
+def _pool(workers: int, engine: str, tokenizer: TokenizerFiles, job: Job) -> Iterator[Callable[[Batch], Future]]:
+    """submit(batch) to `workers` processes, each with one thread: they share the cores by being as many. They start at once."""
     threads = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in threads}
     os.environ.update(threads)
     context = multiprocessing.get_context("spawn")  # the engines have threads, which do not survive a fork
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=init)
+    settings = (engine, tokenizer.json, tokenizer.eot_id, tokenizer.length, job.val_fraction)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=settings)
     try:
+        for _ in range(workers):
+            pool.submit(_work, None)
         yield lambda batch: pool.submit(_work, batch)
     except BrokenProcessPool as error:
         raise RuntimeError(
