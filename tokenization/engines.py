@@ -1,7 +1,7 @@
 """Text to ids in bulk: three implementations of one tokenizer.json, of which the fast ones are checked against the reference.
 
-    name, warning = choose_engine("auto", tokenizer_json, sample)
-    ids, lengths = ENGINES[name](tokenizer_json)(texts)       # ids uint32 [N] of all documents, lengths int64 [D]
+    name, encode, warning = choose_engine("auto", tokenizer_json, sample)
+    ids, lengths = encode(texts)              # ids uint32 [N] of all documents, lengths int64 [D]
 
 Every engine encodes a control token that a text spells out, `<|endoftext|>` in a web page, as the ordinary text it is. (As
 in transformers with split_special_tokens=True: a token that is added but not special, Qwen3's `<think>`, stays one token.)
@@ -83,27 +83,27 @@ ENGINES: dict[str, Callable[[bytes], Encode]] = {"fastokens": fastokens, "gigato
 DEFAULT, REFERENCE = "fastokens", "tokenizers"
 
 
-def choose_engine(name: str, tokenizer_json: bytes, sample: Sequence[str]) -> tuple[str, str | None]:
-    """(the engine to use, a warning or None) for `name`, one of ENGINES or "auto": itself if it gives the reference's ids on
-    the hard cases and on `sample`, documents of the run; else the reference, and why. Raises ValueError for an unknown name and
-    ImportError where a named engine is not installed."""
+def choose_engine(name: str, tokenizer_json: bytes, sample: Sequence[str]) -> tuple[str, Encode, str | None]:
+    """(the engine to use, its encode, a warning or None) for `name`, one of ENGINES or "auto": itself if it gives the ids of
+    the reference on the hard cases and on `sample`, documents of the run; else the reference, and why. Raises ValueError for
+    an unknown name and ImportError where a named engine is not installed."""
     if name not in ("auto", *ENGINES):
         raise ValueError(f"engine {name!r} is unknown: auto, {', '.join(ENGINES)}")
     chosen = DEFAULT if name == "auto" else name
     reference = ENGINES[REFERENCE](tokenizer_json)
     if chosen == REFERENCE:
-        return REFERENCE, None
+        return REFERENCE, reference, None
     try:
         engine = ENGINES[chosen](tokenizer_json)
     except ImportError as error:
         if name != "auto":
             raise
-        return REFERENCE, f"{error}; using {REFERENCE}, which is some 50 times slower"
+        return REFERENCE, reference, f"{error}; using {REFERENCE}, which is some 50 times slower"
     except Exception as error:  # a kind of tokenizer.json that it does not know
-        return REFERENCE, f"engine {chosen} cannot load this tokenizer ({str(error)[:200]}); using {REFERENCE}"
+        return REFERENCE, reference, f"engine {chosen} cannot load this tokenizer ({str(error)[:200]}); using {REFERENCE}"
     if difference := first_difference(engine, reference, [*HARD_CASES, *sample]):
-        return REFERENCE, f"engine {chosen} differs from {REFERENCE} {difference}; using {REFERENCE}"
-    return chosen, None
+        return REFERENCE, reference, f"engine {chosen} differs from {REFERENCE} {difference}; using {REFERENCE}"
+    return chosen, engine, None
 
 
 def first_difference(engine: Encode, reference: Encode, texts: Sequence[str]) -> str | None:

@@ -409,8 +409,8 @@ def _is_unicode(text: str) -> bool:
 
 def _check_engine(engine: str, tokenizer_json: bytes, texts: list[str]) -> tuple[str, str | None, int]:
     """choose_engine in a process of its own: (the engine, a warning, tokens of the texts with end-of-text ids)."""
-    chosen, warning = engines.choose_engine(engine, tokenizer_json, texts)
-    return chosen, warning, len(engines.ENGINES[chosen](tokenizer_json)(texts)[0]) + len(texts)
+    chosen, encode, warning = engines.choose_engine(engine, tokenizer_json, texts)
+    return chosen, warning, len(encode(texts)[0]) + len(texts)
 
 
 def _check_disk(
