@@ -21,7 +21,7 @@ from tokenization.pipeline import SPLITS, Job, add_statistics, prepare
 from tokenization.sources import FileSource, HubSource, find_files
 from tokenization.tokenizers import find_tokenizer
 from training.config import parse_flags, user_errors
-from training.shards import read_meta, verify, write_json
+from training.shards import SHARD_DTYPE, read_meta, verify, write_json
 
 EXIT_STOPPED = 75
 
@@ -217,6 +217,13 @@ def merge(out_dir: str | Path) -> dict[str, Any]:
     return plan["meta"]
 
 
+def _settings(meta: dict[str, Any]) -> dict[str, Any]:
+    """What the tasks of one dataset have in common: all but their files."""
+    identity = dict(meta["preparation"]["identity"])
+    source = {key: value for key, value in identity.pop("source").items() if key != "files"}
+    return {**{key: meta[key] for key in ("tokenizer", "eot_id", "vocab_size")}, **identity, **source}
+
+
 def _merge_plan(out_dir: Path) -> dict[str, Any]:
     folders = sorted(out_dir.glob("task_*_of_*"))
     if not folders:
@@ -234,8 +241,9 @@ def _merge_plan(out_dir: Path) -> dict[str, Any]:
         raise ValueError(f"{out_dir} holds task folders of several numbers of tasks: remove those that do not belong")
     merged, renames = dict(metas[0]), []
     for meta, folder in zip(metas[1:], folders[1:], strict=True):
-        for key in ("tokenizer", "eot_id", "vocab_size"):
-            if meta[key] != merged[key]:
+        first = _settings(merged)
+        for key, value in _settings(meta).items():
+            if value != first[key]:
                 raise ValueError(f"{folder}: its {key} differs from that of {folders[0].name}: prepare it again")
     statistics: dict[str, dict[str, int]] = {}
     for meta in metas:
@@ -245,6 +253,9 @@ def _merge_plan(out_dir: Path) -> dict[str, Any]:
         shards = []
         for meta, folder in zip(metas, folders, strict=True):
             for shard in meta["splits"].get(split, {"shards": []})["shards"]:
+                file, n_bytes = folder / shard["file"], shard["tokens"] * SHARD_DTYPE.itemsize
+                if not file.is_file() or file.stat().st_size != n_bytes:
+                    raise ValueError(f"{file} is not there with {n_bytes} bytes as its meta.json says: run that task again")
                 name = f"{split}_{len(shards):05d}.bin"
                 renames.append([f"{folder.name}/{shard['file']}", name])
                 shards.append({**shard, "file": name})

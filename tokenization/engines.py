@@ -67,7 +67,11 @@ def gigatoken(tokenizer_json: bytes) -> Encode:
 
 
 def tokenizers(tokenizer_json: bytes) -> Encode:
-    tokenizer = _import("tokenizers").Tokenizer.from_buffer(tokenizer_json)
+    package = _import("tokenizers")
+    try:
+        tokenizer = package.Tokenizer.from_buffer(tokenizer_json)
+    except Exception as e:  # the package raises bare Exception
+        raise ValueError(f"tokenizer.json is damaged or not a tokenizer ({e}): copy it again") from None
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -148,12 +148,16 @@ _worker: Worker | Exception | None = None  # of this process, where it is one of
 
 def _start_worker(engine: str, tokenizer_json: bytes, eot_id: int, length: int, val_fraction: float) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    _watch_parent()
     try:
         _worker = Worker(engines.ENGINES[engine](tokenizer_json), eot_id, length, val_fraction)
     except Exception as error:  # the check, under way in another process, will say it
         _worker = error
+
+
+def _watch_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    threading.Thread(target=_die_with_parent, daemon=True).start()
 
 
 def _die_with_parent() -> None:
@@ -232,15 +236,16 @@ def prepare(
         # The processes load the engine that will very likely pass while it is checked
         likely = engines.DEFAULT if engine == "auto" else engine
         submit = pools.enter_context(_pool(workers, likely, tokenizer, job))
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as checker:  # two tokenizers: 400 MB for a while
+        # Two tokenizers are 400 MB, for a while
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_watch_parent) as checker:
             chosen, warning, sample_tokens = checker.submit(_check_engine, engine, tokenizer.json, sample.texts).result()
         if warning:
             logging.getLogger("nanofoundry").warning(warning)
         if chosen != likely:
             pools.close()
             submit = pools.enter_context(_pool(workers, chosen, tokenizer, job))
-        out_dir.mkdir(parents=True, exist_ok=True)
         _check_disk(out_dir, source, sample, sample_tokens, job, expected_tokens, progress, say)
+        out_dir.mkdir(parents=True, exist_ok=True)
         say(f"tokenizer {tokenizer.name} ({tokenizer.length:,} tokens), engine {chosen}, workers {workers}")
         del sample
 
@@ -346,7 +351,10 @@ def _read_progress(out_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | 
         if any(out_dir.glob("*.bin")):
             raise ValueError(f"{out_dir} holds .bin files without a meta.json: pass another --out_dir, or remove them first")
         return None
-    progress = json.loads(path.read_bytes())
+    try:
+        progress = json.loads(path.read_bytes())
+    except ValueError as e:
+        raise ValueError(f"{path} is damaged ({e}): remove {out_dir} and prepare it again") from None
     if progress["identity"] != identity:
         raise ValueError(
             f"{out_dir} holds the beginning of a dataset of {_differences(progress['identity'], identity)}: pass another "
@@ -374,6 +382,7 @@ def _condensed(identity: dict[str, Any]) -> dict[str, Any]:
 @dataclass
 class Sample:
     texts: list[str] = field(default_factory=list)
+    rows: int = 0
     text_bytes: int = 0  # of all rows that were read, more than are in texts
     read_bytes: int = 0  # of the files, as they are compressed
 
@@ -387,14 +396,18 @@ def _sample(source: Source) -> Sample:
         parts = [replace(source, files=[source.files[i]]) for i in spread]
     for part in parts:
         room = SAMPLE_BYTES // len(parts)
-        batch = next(part.batches(None))
+        batch = next(part.batches(None), None)
+        if batch is None:
+            continue
         sample.read_bytes += batch.read_bytes
         for row in batch.rows():
             size = len(row.text.encode(errors="replace"))
+            sample.rows += 1
             sample.text_bytes += size
-            if row.problem is None and size <= room and _is_unicode(row.text):
-                sample.texts.append(row.text)
-                room -= size
+            if row.problem is None and room > 0 and _is_unicode(row.text):
+                text = row.text if size <= room else row.text[: room // 4]  # a book's beginning
+                sample.texts.append(text)
+                room -= len(text.encode())
     return sample
 
 
@@ -434,9 +447,10 @@ def _check_disk(
         say("the source does not tell its size: the disk is not checked")
         return
     if job.limit is not None and sample.texts:
-        tokens = min(tokens, job.limit * sample_tokens // len(sample.texts))
+        tokens = min(tokens, int(job.limit * sample.text_bytes / sample.rows * per_text_byte))
     done = sum(_tokens_of(w) for w in progress["writers"].values()) if progress else 0
-    needed, free = 4 * max(0, tokens - done), shutil.disk_usage(out_dir).free
+    exists = next(folder for folder in (out_dir, *out_dir.parents) if folder.exists())
+    needed, free = 4 * max(0, tokens - done), shutil.disk_usage(exists).free
     say(f"estimate: {tokens:,} tokens, {4 * tokens / 1e9:.2f} GB of shards; {free / 1e9:.1f} GB are free")
     if needed > free:
         raise ValueError(

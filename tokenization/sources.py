@@ -138,7 +138,7 @@ class FileSource:
         with _open(self.files[i]) as stream:
             separator = self.separator.encode() if self.separator else None
             for piece, begin, end, too_long, read in _cut(stream, offset, separator, self.batch_bytes):
-                n_rows = piece.count(separator) + (not piece.endswith(separator)) if separator else 1
+                n_rows = len(_documents(piece, separator))
                 position = {"file": i, "offset": end, "row": row + n_rows}
                 problem = TOO_LONG if too_long else None
                 yield TextBatch(n_rows, read, position, piece, str(self.files[i]), row, separator, begin == 0, problem)
@@ -150,7 +150,7 @@ class FileSource:
         with pq.ParquetFile(self.files[i], buffer_size=PIECE_BYTES, pre_buffer=False) as file:
             have = {column.path for column in (file.schema.column(c) for c in range(len(file.schema)))}
             if self.text_field not in have:
-                raise ValueError(f"no column {self.text_field!r}, only {', '.join(sorted(have))}; --text_field names it")
+                raise FieldError(f"no column {self.text_field!r}, only {', '.join(sorted(have))}; --text_field names it")
             names = [self.text_field, *({self.source_field} & have)]  # statistics do without a source
             per_row = self.files[i].stat().st_size / max(1, file.metadata.num_rows)
             done = 0
@@ -190,7 +190,7 @@ def _cut(stream: BinaryIO, offset: int, separator: bytes | None, size: int) -> I
     """
     file = getattr(stream, "fileobj", None) or getattr(stream, "_fp", stream)  # the compressed one inside gzip's and zstd's
     _skip(stream, offset)
-    begin, content, told = offset, b"", 0
+    begin, content, told = offset, b"", file.tell()
     wanted = size if separator else MAX_DOCUMENT_BYTES + 1
     while True:
         blocks, length, block = [content], len(content), b"-"
@@ -198,23 +198,33 @@ def _cut(stream: BinaryIO, offset: int, separator: bytes | None, size: int) -> I
             block = stream.read(PIECE_BYTES)
             blocks.append(block)
             length += len(block)
-        content, told_before, told = b"".join(blocks), told, file.tell()
-        read = told - told_before
+        content, read = b"".join(blocks), file.tell() - told
         if not block:
             if content:
                 yield content, begin, begin + len(content), False, read
             return
-        last = content.rfind(separator) if separator else -1
-        if last >= 0:
-            end = begin + last + len(separator)
+        # From the left, as the whole file would be cut: in three line breaks rfind sees other pairs than split
+        rest = (
+            content.rpartition(separator)[2] if separator == b"\n" else content.split(separator)[-1] if separator else content
+        )
+        if len(rest) < len(content):
+            end = begin + len(content) - len(rest)
             yield content[: end - begin], begin, end, False, read
-            begin, content, wanted = end, content[end - begin :], size
+            begin, content, wanted, told = end, rest, size, told + read
         elif length > MAX_DOCUMENT_BYTES:
             end, rest = _skip_document(stream, begin + length, content[-1024:], separator)
             yield content[:256], begin, end, True, read
-            begin, content, wanted = end, rest, size
+            begin, content, wanted, told = end, rest, size, told + read
         else:
             wanted = length + size  # a long document: go on collecting
+
+
+def _documents(content: bytes, separator: bytes | None) -> list[bytes]:
+    """What a piece of a text file holds. Behind the last separator there is no empty document."""
+    if not separator:
+        return [content]
+    documents = content.split(separator)
+    return documents if documents[-1] else documents[:-1]
 
 
 def _skip(stream: BinaryIO, n_bytes: int) -> None:
@@ -242,6 +252,10 @@ def _skip_document(stream: BinaryIO, at: int, tail: bytes, separator: bytes | No
     return at, b""
 
 
+class FieldError(ValueError):
+    """The file is in order but lacks the column that was asked for."""
+
+
 @contextmanager
 def _named_errors(file: Path) -> Iterator[None]:
     """Whatever a library raises about a damaged file becomes one line that names the file."""
@@ -249,6 +263,8 @@ def _named_errors(file: Path) -> Iterator[None]:
         yield
     except (GeneratorExit, KeyboardInterrupt, MemoryError, ImportError):
         raise
+    except (FieldError, PermissionError) as error:
+        raise ValueError(f"{file}: {error}") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{file}: {reason}: the file is damaged, truncated or of another format; restore it") from error
@@ -281,8 +297,7 @@ class LineBatch:
     problem: str | None = None
 
     def rows(self) -> Iterator[Row]:
-        import orjson
-
+        orjson = _import("orjson", "reading .jsonl", "orjson")
         if self.problem:
             yield Row(f"{self.file}:{self.first_row + 1}", problem=self.problem)
             return
@@ -345,8 +360,7 @@ class TextBatch:
             yield Row(f"{self.file}:{self.first_row + 1}", problem=self.problem)
             return
         content = self.content.removeprefix(b"\xef\xbb\xbf") if self.at_start else self.content
-        pieces = content.removesuffix(self.separator).split(self.separator) if self.separator else [content]
-        for number, piece in enumerate(pieces, self.first_row + 1):
+        for number, piece in enumerate(_documents(content, self.separator), self.first_row + 1):
             where = f"{self.file}:{number}"
             if len(piece) > MAX_DOCUMENT_BYTES:
                 yield Row(where, problem=TOO_LONG)
@@ -387,18 +401,19 @@ class TableBatch:
             yield Row(where, text, source if isinstance(source, str) else "")
 
     def _column(self, name: str) -> list[object]:
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
         top, *nested = name.split(".") if name not in self.table.schema.names else [name]
         column = self.table.column(top)
+        if nested:
+            column = pc.struct_field(column, nested)
+        if pa.types.is_dictionary(column.type):
+            column = column.dictionary_decode()
         try:
-            values = column.to_pylist()
+            return column.to_pylist()
         except UnicodeDecodeError:  # a string column may hold anything: look at its bytes
-            import pyarrow
-
-            binary = pyarrow.large_binary() if pyarrow.types.is_large_string(column.type) else pyarrow.binary()
-            values = column.view(binary).to_pylist()
-        for key in nested:
-            values = [value.get(key) if isinstance(value, dict) else None for value in values]
-        return values
+            return column.view(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()).to_pylist()
 
 
 # ---- hub
