@@ -200,6 +200,7 @@ def dropout_seed(seed: int, step: int, micro_step: int) -> int:
     return int(np.random.SeedSequence((seed, step, micro_step)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
+SAMPLES_AT_ONCE = 1024  # a permutation of 16 indices costs as much as reading a batch, and one of 1024 not much more
 Batch = tuple[Tensor, ...]  # (inputs, targets), and with document masking (inputs, targets, document_starts)
 
 
@@ -230,6 +231,7 @@ class BatchLoader:
         self.micro_steps_per_step = gradient_accumulation_steps
         self.own_micro_steps = range(rank, gradient_accumulation_steps, world_size)
         self.n_windows = self.mixture.windows(block_size)
+        self._dealt = lru_cache(maxsize=2)(self._deal)
 
     def epochs(self, step: int) -> list[float]:
         """How often the run has seen each source by then."""
@@ -239,12 +241,21 @@ class BatchLoader:
     def micro_batch(self, step: int, micro_step: int) -> Batch:
         """inputs and targets, int64 [batch_size, block_size] each."""
         first = (step * self.micro_steps_per_step + micro_step) * self.batch_size
-        source, window = self.mixture.deal(np.arange(first, first + self.batch_size), self.seed)
+        chunk, begin = divmod(first, SAMPLES_AT_ONCE)
+        end = begin + self.batch_size
+        chunks = [self._dealt(chunk + i) for i in range(-(-end // SAMPLES_AT_ONCE))]
+        source, window = (np.concatenate(parts)[begin:end] for parts in zip(*chunks, strict=True))
+        return read_windows(self.mixture, source, window, self.block_size, self.eot_id)
+
+    def _deal(self, chunk: int) -> tuple[np.ndarray, np.ndarray]:
+        """(source, window) of SAMPLES_AT_ONCE consecutive samples."""
+        samples = np.arange(chunk * SAMPLES_AT_ONCE, (chunk + 1) * SAMPLES_AT_ONCE)
+        source, window = self.mixture.deal(samples, self.seed)
         for i, n_windows in enumerate(self.n_windows):
             here = source == i
             stream = () if len(self.n_windows) == 1 else (i,)
             window[here] = training_window(self.seed, window[here], n_windows, *stream)
-        return read_windows(self.mixture, source, window, self.block_size, self.eot_id)
+        return source, window
 
     def prefetched(self, start_step: int, device: torch.device) -> Iterator[Batch]:
         """This process's micro-batches from `start_step` on, on the device; the next two are read while one is trained on.
