@@ -79,7 +79,7 @@ def main(argv: Sequence[str]) -> int:
         splits = {}
         for split in ("train", "val"):
             streams = [open_tokens(folder, split, model_config.vocab_size, data_dtype) for folder in folders]
-            splits[split] = Mixture(streams, list(weights.values()), [f"dataset {name}" for name in weights])
+            splits[split] = Mixture(streams, list(weights.values()), [f"{name} ({split})" for name in weights])
         tokenizer, eot_id = streams[0].tokenizer, streams[0].eot_id  # one for all of a mixture
         if config.document_masking and eot_id is None:
             raise ValueError(f"document_masking=True: {folders[0]} has no meta.json and so no eot_id; set it to False")
@@ -111,6 +111,12 @@ def main(argv: Sequence[str]) -> int:
     notes = model_config.notes() + config.notes() + ([weights_note] if weights_note else [])
     if config.use_zero1 or config.use_fsdp:
         notes.append(f"{'use_zero1' if config.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one")
+    if tokenizer and not tokenizer_files(folders[0]):
+        notes.append(f"{folders[0]} holds no tokenizer: sample.py will look for its files in {out_dir}")
+    if len(folders) > 1 and (n := sum(splits["val"].evaluated(config.eval_iters * B, T))) < config.eval_iters * B:
+        notes.append(f"evaluations take {n} windows, not {config.eval_iters * B}: a val split has no more for its weight")
+    if config.document_masking and device.type == "cuda" and model_config.attention_backend.startswith("flash"):
+        notes.append(f"attention_backend={model_config.attention_backend!r} gives way to flex attention: document_masking=True")
     if config.compile:
         if problem := dist.compile_problem(device):
             notes.append(f"compile=True is switched off: {problem}")

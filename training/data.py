@@ -146,11 +146,11 @@ class Mixture:
         if len(streams) > 1:
             for name, stream in zip(names, streams, strict=True):
                 if stream.tokenizer is None:
-                    raise ValueError(f"dataset {name} has no meta.json, so its tokenizer is unknown: it cannot be mixed")
+                    raise ValueError(f"{name} has no meta.json, so its tokenizer is unknown: it cannot be mixed")
                 ours, theirs = streams[0].tokenizer, stream.tokenizer
                 if (ours["sha256"], streams[0].eot_id) != (theirs["sha256"], stream.eot_id):
                     raise ValueError(
-                        f"datasets {names[0]} and {name} have different tokenizers, {ours['name']!r} (sha256 "
+                        f"{names[0]} and {name} have different tokenizers, {ours['name']!r} (sha256 "
                         f"{ours['sha256'][:12]}) and {theirs['name']!r} ({theirs['sha256'][:12]}): prepare both with one"
                     )
 

@@ -305,11 +305,11 @@ def test_the_fingerprint_of_a_mixture_has_sources_weights_and_their_order():
 
 def test_a_mixture_has_one_tokenizer():
     half = [Fraction(1, 2)] * 2
-    with pytest.raises(ValueError, match=r"datasets a and b have different tokenizers, 'tokenizer x' .*'tokenizer y'"):
+    with pytest.raises(ValueError, match=r"a and b have different tokenizers, 'tokenizer x' .*'tokenizer y'"):
         Mixture([Source(99, 0, "x"), Source(99, 0, "y")], half, ["a", "b"])
     nanogpt = Source(99, 0)
     nanogpt.tokenizer = None
-    with pytest.raises(ValueError, match=r"dataset b has no meta\.json, so its tokenizer is unknown"):
+    with pytest.raises(ValueError, match=r"b has no meta\.json, so its tokenizer is unknown"):
         Mixture([Source(99, 0), nanogpt], half, ["a", "b"])
     with pytest.raises(ValueError, match="block_size=98 needs 99 tokens, b has 98"):
         BatchLoader(Mixture([Source(99, 0), Source(98, 0)], half, ["a", "b"]), 98, 1, 1, 0)
