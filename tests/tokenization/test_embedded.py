@@ -213,7 +213,7 @@ def test_the_command(tmp_path, small):
         text=True,
     )
     assert run.returncode == 2
-    assert run.stderr == "preparing the embedded corpus needs the package tokenizers: pip install tokenizers\n"
+    assert run.stderr == "prepare.py: preparing the embedded corpus needs the package tokenizers: pip install tokenizers\n"
     hide.unlink()
     run = subprocess.run([sys.executable, script, "--out_dir", "out"], cwd=tmp_path, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
