@@ -79,3 +79,28 @@ def read_events(out_dir: Path, event: str | None = None) -> list[dict]:
     files = sorted(out_dir.glob("run_*.jsonl"), key=lambda f: f.stat().st_mtime_ns)
     events = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     return [e for e in events if event in (None, e["event"])]
+
+
+@pytest.fixture(scope="session")
+def qwen3():
+    """Qwen3's tokenizer, rebuilt from the package that ships its vocabulary (3 s)."""
+    from tokenization.tokenizers import TOKENIZERS, _describe
+
+    known = TOKENIZERS["qwen3"]
+    return _describe("qwen3", known.build(), {"tokenizer_config.json": json.dumps(known.config).encode()})
+
+
+@pytest.fixture(scope="session")
+def qwen3_folder(qwen3, tmp_path_factory) -> Path:
+    return qwen3.save(tmp_path_factory.mktemp("qwen3_tokenizer"))
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory) -> Path:
+    """The folder of a byte-level tokenizer of 400 tokens, which loads at once."""
+    from tokenization.embedded import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("toy_tokenizer")
+    tokenizer = train_tokenizer(["def f(x):\n    return [x, 'ä€😀', \"word wort слово\"]\n" * 20], 400)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    return folder
