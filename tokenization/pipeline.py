@@ -231,7 +231,8 @@ def prepare(
 
     sample = _sample(source)
     if not sample.texts and progress is None:
-        raise ValueError(f"{in_words or source.identity}: no documents at the beginning of the source: is it the right one?")
+        why = sample.problem or "no documents at the beginning of the source: is it the right one?"
+        raise ValueError(f"{in_words or source.identity}: {why}")
     with contextlib.ExitStack() as pools:
         # The processes load the engine that will very likely pass while it is checked
         likely = engines.DEFAULT if engine == "auto" else engine
@@ -383,6 +384,7 @@ def _condensed(identity: dict[str, Any]) -> dict[str, Any]:
 class Sample:
     texts: list[str] = field(default_factory=list)
     rows: int = 0
+    problem: str | None = None  # of the first bad row
     text_bytes: int = 0  # of all rows that were read, more than are in texts
     read_bytes: int = 0  # of the files, as they are compressed
 
@@ -403,6 +405,7 @@ def _sample(source: Source) -> Sample:
         for row in batch.rows():
             size = len(row.text.encode(errors="replace"))
             sample.rows += 1
+            sample.problem = sample.problem or (f"{row.where}: {row.problem}" if row.problem else None)
             sample.text_bytes += size
             if row.problem is None and room > 0 and _is_unicode(row.text):
                 text = row.text if size <= room else row.text[: room // 4]  # a book's beginning
