@@ -18,11 +18,10 @@ from torch import Tensor
 
 from model_components import FFNS, NORMS, Attention, KVCache, RoPE, document_mask
 from model_config import ModelArchitectureConfig
+from model_loss import head_loss
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
-
-IGNORED_TARGET = -100
 
 
 class Block(nn.Module):
@@ -115,7 +114,8 @@ class ConfigurableGPT(nn.Module):
             kv_cache.length += T
         if targets is None:
             return F.linear(x, self.head_weight), None
-        return None, head_loss(x, self.head_weight, targets)
+        z_loss = self.config.z_loss if self.training else 0.0
+        return None, head_loss(x, self.head_weight, targets, self.config.loss_backend, z_loss)
 
     def get_num_params(self) -> int:
         """All parameters; tied weights count once."""
@@ -127,14 +127,6 @@ class ConfigurableGPT(nn.Module):
         if self.position_embedding is not None:
             outside[id(self.position_embedding.weight)] = self.position_embedding.weight
         return self.get_num_params() - sum(p.numel() for p in outside.values())
-
-
-def head_loss(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of x [B, T, C] against targets [B, T] through the head [V, C]; mean over valid targets, 0 if none."""
-    logits = F.linear(x, weight).float().flatten(0, 1)  # [B*T, V]
-    targets = targets.flatten()
-    total = F.cross_entropy(logits, targets, ignore_index=IGNORED_TARGET, reduction="sum")
-    return total / (targets != IGNORED_TARGET).sum().clamp(min=1)
 
 
 @torch.no_grad()

@@ -47,6 +47,8 @@ class ModelArchitectureConfig:
     bias: bool = True  # of every linear layer and of LayerNorm
     weight_tying: bool = True  # lm_head shares the token embedding
     dropout: float = 0.0
+    loss_backend: Literal["auto", "plain", "chunked"] = "auto"  # chunked never holds the logits of all tokens
+    z_loss: float = 0.0  # training adds z_loss * log(Z)^2, which keeps the logits' normaliser near 1; PaLM: 1e-4
     init_std: float = 0.02
 
     # RoPE
@@ -67,8 +69,9 @@ class ModelArchitectureConfig:
                 raise ValueError(f"{name}={value} must be positive and finite")
         if not 0.0 <= self.dropout < 1.0:
             raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
-        if not 0.0 <= self.init_std < float("inf"):
-            raise ValueError(f"init_std={self.init_std} must be finite and at least 0")
+        for name in ("init_std", "z_loss"):
+            if not 0.0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name}={getattr(self, name)} must be finite and at least 0")
 
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.n_head

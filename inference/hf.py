@@ -187,9 +187,9 @@ def load_hf(dir_or_id: str, wanted: ModelArchitectureConfig | None = None) -> Co
 
 
 def check_same_weights(wanted: ModelArchitectureConfig, config: ModelArchitectureConfig, folder: Path) -> None:
-    """Raises ValueError, naming every difference, unless the weights of `config` serve `wanted`: dropout, attention backend and
-    initialisation are free, and with RoPE so is a shorter block_size."""
-    free = {"dropout", "attention_backend", "init_std"}
+    """Raises ValueError, naming every difference, unless the weights of `config` serve `wanted`: dropout, backends, z_loss
+    and initialisation are free, and with RoPE so is a shorter block_size."""
+    free = {"dropout", "attention_backend", "init_std", "loss_backend", "z_loss"}
     if wanted.position_encoding == "rope" and wanted.block_size <= config.block_size:
         free.add("block_size")
     theirs, ours = config.to_dict(), wanted.to_dict()

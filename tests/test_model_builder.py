@@ -192,5 +192,8 @@ def test_every_knob_turns(field):
 
 
 def test_the_table_has_every_knob():
-    # attention_backend does not change what is computed; tests/test_model_components.py shows that it is obeyed
-    assert set(KNOBS) | {"attention_backend"} == {f.name for f in dataclasses.fields(ModelArchitectureConfig)}
+    # Neither backend changes what is computed; test_model_components.py and test_model_loss.py show that they are obeyed, and
+    # z_loss, too, which changes the loss and no logit
+    assert set(KNOBS) | {"attention_backend", "loss_backend", "z_loss"} == {
+        f.name for f in dataclasses.fields(ModelArchitectureConfig)
+    }

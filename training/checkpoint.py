@@ -111,7 +111,7 @@ def load_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 # What may change between a checkpoint and the run that goes on from it: neither a weight's shape nor the order of the data.
-FREE_MODEL_FIELDS = ("attention_backend", "dropout", "init_std")
+FREE_MODEL_FIELDS = ("attention_backend", "dropout", "init_std", "loss_backend", "z_loss")
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], free: Collection[str] = ()) -> str:

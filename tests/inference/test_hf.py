@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from inference.hf import FAMILIES, as_hf, config_from_hf, load_hf
-from model_builder import IGNORED_TARGET, ConfigurableGPT
+from model_builder import ConfigurableGPT
 from model_config import get_preset_config
+from model_loss import IGNORED_TARGET
 
 # Sizes that no default would give, heads that are not n_embd / n_head wide, an eps that is seen, a theta that turns slowly
 # enough for every pair of a head to matter within 48 positions.

@@ -1,0 +1,88 @@
+"""Cross-entropy through the output head: plain, and without ever holding the logits of all tokens.
+
+    loss = head_loss(x, weight, targets, "auto")     # x [B, T, C], weight [V, C], targets [B, T] -> mean over valid targets
+
+At 152 k words the fp32 logits of 16 k tokens are 10 GB, and their gradient as much again. The chunked loss takes some
+thousand tokens at a time and computes the gradients in the same pass, while the chunk's logits are there.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED_TARGET = -100
+PLAIN_MAX_BYTES = 512 << 20  # auto: fp32 logits up to this size are kept
+CHUNK_BYTES = 512 << 20  # fp32 logits of a chunk
+LOSS_BACKENDS = ("auto", "plain", "chunked")
+
+
+def head_loss(x: Tensor, weight: Tensor, targets: Tensor, backend: str = "auto", z_loss: float = 0.0) -> Tensor:
+    """Mean over the valid targets of cross-entropy + z_loss * log(Z)^2, in nats; 0 where no target is valid.
+
+    x [B, T, C], weight [V, C], targets [B, T] with -100 ignored. z_loss (PaLM, Chowdhery et al. 2022: 1e-4) keeps the
+    logits' normaliser near 1. `backend` is one of LOSS_BACKENDS; auto is chunked where the logits would be large.
+    """
+    x, targets = x.flatten(0, 1), targets.flatten()  # [N, C], [N]
+    if backend == "auto":
+        backend = "chunked" if 4 * x.size(0) * weight.size(0) > PLAIN_MAX_BYTES else "plain"
+    if backend == "plain":
+        logits = F.linear(x, weight).float()
+        total = F.cross_entropy(logits, targets, ignore_index=IGNORED_TARGET, reduction="sum")
+        if z_loss:
+            total = total + z_loss * (logits.logsumexp(-1).square() * (targets != IGNORED_TARGET)).sum()
+    else:
+        # The type of the matmuls is autocast's, as for F.linear above
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        chunk = max(1, CHUNK_BYTES // (4 * weight.size(0)))
+        needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+        total = ChunkedLoss.apply(x, weight, targets, z_loss, dtype, chunk, needs_grad)
+    return total / (targets != IGNORED_TARGET).sum().clamp(min=1)
+
+
+class ChunkedLoss(torch.autograd.Function):
+    """Sum of the losses of x [N, C] against targets [N] through weight [V, C], `chunk` tokens at a time. The gradients of the
+    sum are computed on the way forward and scaled on the way back; that of the weight is accumulated in fp32."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        z_loss: float,
+        dtype: torch.dtype,
+        chunk: int,
+        needs_grad: bool,
+    ) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            head = weight.to(dtype)
+            total = torch.zeros((), dtype=torch.float32, device=x.device)
+            grad_x = torch.empty_like(x) if needs_grad else None
+            grad_weight = None
+            for start in range(0, x.size(0), chunk):
+                rows = slice(start, start + chunk)
+                x_chunk = x[rows].to(dtype)
+                logits = (x_chunk @ head.t()).float()  # [chunk, V], the only such tensor at a time
+                valid = (targets[rows] != IGNORED_TARGET).unsqueeze(1)
+                target = targets[rows].clamp(min=0).unsqueeze(1)
+                log_z = logits.logsumexp(-1, keepdim=True)
+                losses = log_z - logits.gather(1, target) + z_loss * log_z.square()
+                total = total + (losses * valid).sum()
+                if not needs_grad:
+                    continue
+                # d loss / d logits = softmax * (1 + 2 z_loss log Z) - onehot
+                grad = (logits - log_z).exp() * (1 + 2 * z_loss * log_z)
+                grad = grad.scatter_add(1, target, torch.full_like(log_z, -1.0)) * valid
+                grad = grad.to(dtype)
+                grad_x[rows] = (grad @ head).to(x.dtype)
+                part = (grad.t() @ x_chunk).float()
+                grad_weight = part if grad_weight is None else grad_weight + part
+        if needs_grad:
+            ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight = ctx.saved_tensors
+        return grad_x * grad.to(grad_x.dtype), grad_weight * grad.to(grad_weight.dtype), None, None, None, None, None

@@ -1,0 +1,117 @@
+"""Every way to the loss gives the plain one's value and gradients."""
+
+import pytest
+import torch
+
+import model_loss
+from model_builder import ConfigurableGPT
+from model_config import get_preset_config
+from model_loss import head_loss
+
+V, C, B, T = 97, 24, 3, 10
+
+
+def case(dtype=torch.float32, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    x, weight = torch.randn(B, T, C, generator=g), torch.randn(V, C, generator=g)
+    targets = torch.randint(V, (B, T), generator=g)
+    targets[0, :4] = targets[2, -1] = -100
+    return x.to(dtype).requires_grad_(), weight.requires_grad_(), targets
+
+
+def loss_and_grads(backend, z_loss=0.0, scale=3.0, **kwargs):
+    x, weight, targets = case(**kwargs)
+    loss = head_loss(x, weight, targets, backend, z_loss)
+    (scale * loss).backward()
+    return loss.detach(), x.grad, weight.grad
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 30, 1000])
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+def test_chunked_is_plain(monkeypatch, chunk, z_loss):
+    monkeypatch.setattr(model_loss, "CHUNK_BYTES", chunk * 4 * V)
+    for ours, plain in zip(loss_and_grads("chunked", z_loss), loss_and_grads("plain", z_loss), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+
+
+def test_z_loss_is_what_it_says():
+    x, weight, targets = case()
+    logits = x @ weight.t()
+    extra = logits.logsumexp(-1).square()[targets != -100].mean()
+    difference = head_loss(x, weight, targets, "plain", 0.5) - head_loss(x, weight, targets, "plain")
+    torch.testing.assert_close(difference, 0.5 * extra)
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_under_autocast_they_differ_by_rounding(monkeypatch, chunk):
+    monkeypatch.setattr(model_loss, "CHUNK_BYTES", chunk * 4 * V)
+    exact = loss_and_grads("plain")
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, chunked = loss_and_grads("plain"), loss_and_grads("chunked")
+    for ours, theirs, truth in zip(chunked, plain, exact, strict=True):
+        assert ours.dtype == theirs.dtype == torch.float32
+        assert (ours - truth).norm() <= 1.2 * (theirs - truth).norm() + 1e-6  # no further from fp32 than the plain one
+        assert not torch.equal(ours, truth)  # it did compute in bfloat16
+
+
+def test_no_valid_target_is_zero_with_zero_gradient():
+    for backend in ("plain", "chunked"):
+        x, weight, targets = case()
+        loss = head_loss(x, weight, torch.full_like(targets, -100), backend)
+        loss.backward()
+        assert loss == 0 and x.grad.eq(0).all() and weight.grad.eq(0).all()
+
+
+def test_without_gradients_none_are_computed(monkeypatch):
+    x, weight, targets = case()
+    with torch.no_grad():
+        torch.testing.assert_close(head_loss(x, weight, targets, "chunked"), head_loss(x, weight, targets, "plain"))
+    shapes = []
+    monkeypatch.setattr(torch, "empty_like", lambda t: shapes.append(t.shape))
+    with torch.no_grad():
+        head_loss(x, weight, targets, "chunked")
+    assert not shapes
+
+
+def test_auto_is_chunked_where_the_logits_are_large(monkeypatch):
+    calls = []
+    real = model_loss.ChunkedLoss.apply
+    monkeypatch.setattr(model_loss.ChunkedLoss, "apply", lambda *a: calls.append(a[5]) or real(*a))
+    x, weight, targets = case()
+    head_loss(x, weight, targets)
+    assert not calls
+    monkeypatch.setattr(model_loss, "PLAIN_MAX_BYTES", 4 * B * T * V - 1)
+    monkeypatch.setattr(model_loss, "CHUNK_BYTES", 8 * 4 * V)
+    head_loss(x, weight, targets)
+    assert calls == [8]
+
+
+def test_chunked_compiles_whole(monkeypatch):
+    monkeypatch.setattr(model_loss, "CHUNK_BYTES", 16 * 4 * V)
+    compiled = torch.compile(head_loss, fullgraph=True, dynamic=False, backend="aot_eager")
+    results = []
+    for function in (head_loss, compiled):
+        x, weight, targets = case()
+        loss = function(x, weight, targets, "chunked", 0.01)
+        loss.backward()
+        results.append((loss.detach(), x.grad, weight.grad))
+    for eager, graph in zip(*results, strict=True):
+        torch.testing.assert_close(eager, graph)
+
+
+@pytest.mark.parametrize("preset", ["gpt2", "qwen3"])  # tied and untied
+def test_the_model_obeys(preset):
+    ids = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(1))
+    results = []
+    for backend, z_loss in (("plain", 0.0), ("chunked", 0.0), ("chunked", 1.0)):
+        shape = dict(n_layer=1, n_embd=32, n_head=2, num_key_value_heads=2, head_dim=16, d_ff=32, block_size=8, vocab_size=61)
+        model = ConfigurableGPT(get_preset_config(preset, **shape, loss_backend=backend, z_loss=z_loss), seed=3)
+        _, loss = model(ids[:, :-1], ids[:, 1:])
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for plain, chunked in zip(results[0], results[1], strict=True):
+        torch.testing.assert_close(plain, chunked, rtol=1e-5, atol=1e-6)
+    assert results[2][0] > results[1][0] + 1
+    model.eval()
+    _, evaluated = model(ids[:, :-1], ids[:, 1:])
+    torch.testing.assert_close(evaluated, results[1][0])  # the extra term is for training: an evaluation is comparable
