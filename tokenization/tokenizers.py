@@ -194,10 +194,13 @@ def _describe(name: str, content: bytes, companions: dict[str, bytes]) -> Tokeni
     if not isinstance(model, dict) or not isinstance(added, list) or not model.get("vocab"):
         raise ValueError(f"tokenizer.json of {name!r} is damaged or not a tokenizer: it has no vocabulary; copy it again")
     vocabulary = model["vocab"]
-    if isinstance(vocabulary, list):  # Unigram: [token, score] by id
-        vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
-    vocabulary = vocabulary | {token["content"]: token["id"] for token in added}
-    length = max(vocabulary.values()) + 1
+    try:
+        if isinstance(vocabulary, list):  # Unigram: [token, score] by id
+            vocabulary = {token: i for i, (token, _) in enumerate(vocabulary)}
+        vocabulary = vocabulary | {token["content"]: token["id"] for token in added}
+        length = max(vocabulary.values()) + 1
+    except (TypeError, KeyError, ValueError) as e:
+        raise ValueError(f"tokenizer.json of {name!r} is damaged or not a tokenizer ({e}): copy it again") from None
     config = _parse(companions.get("tokenizer_config.json", b"{}"), f"tokenizer_config.json of {name!r}")
     eos = config.get("eos_token")
     candidates = (*END_OF_TEXT, eos.get("content") if isinstance(eos, dict) else eos)
