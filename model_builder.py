@@ -9,6 +9,7 @@ The model knows no rank, no optimizer and no run. Parallelism walks `model.block
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -130,9 +131,10 @@ class ConfigurableGPT(nn.Module):
 
 
 @torch.no_grad()
-def init_weights(model: ConfigurableGPT, seed: int) -> None:
+def init_weights(model: ConfigurableGPT, seed: int, assign: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
     """Fills every parameter and table, each parameter from a generator of its own, seeded by (seed, name), on the CPU: the
-    same numbers on every device, under every sharding, in every order.
+    same numbers on every device, under every sharding, in every order. `assign(parameter, values)` writes a matrix; values
+    are whole, the parameter may be a shard of it.
 
     | parameters                                | distribution                                              |
     |-------------------------------------------|-----------------------------------------------------------|
@@ -152,7 +154,7 @@ def init_weights(model: ConfigurableGPT, seed: int) -> None:
             on_residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
             std = config.init_std / math.sqrt(2 * config.n_layer) if on_residual else config.init_std
             generator = torch.Generator("cpu").manual_seed(name_seed(seed, name))
-            p.copy_(torch.empty(p.shape, device="cpu").normal_(0.0, std, generator=generator))
+            assign(p, torch.empty(p.shape, device="cpu").normal_(0.0, std, generator=generator))
     if model.rope is not None:
         model.rope.fill_tables()
 

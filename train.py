@@ -2,6 +2,7 @@
 
     python train.py config/quickstart.py
     python train.py config/full_qwen3_0.6b.py --max_iters=10 --compile=False
+    torchrun --standalone --nproc_per_node=2 train.py config/full_qwen3_1.5b.py --use_zero1=True
     python train.py config/full_qwen3_1.5b.py --print_config     # the resolved configuration as JSON, and exit
 
 A config file sets fields of ModelArchitectureConfig (model_config.py) and TrainConfig (training/config.py); flags overrule it.
@@ -12,6 +13,7 @@ Exit codes: 0 done, 2 wrong input, 75 stopped by a signal after saving, 1 anythi
 import contextlib
 import json
 import logging
+import secrets
 import shutil
 import sys
 from collections.abc import Sequence
@@ -22,8 +24,9 @@ from typing import Any
 import torch
 
 from model_builder import ConfigurableGPT
+from model_config import ModelArchitectureConfig
 from training import checkpoint, dist, flops, metrics
-from training.config import load_config, user_errors
+from training.config import TrainConfig, load_config, user_errors
 from training.data import (
     BatchLoader,
     Mixture,
@@ -34,7 +37,8 @@ from training.data import (
     tokenizer_files,
 )
 from training.evaluate import bits_per_byte, evaluate
-from training.optim import build_optimizers, learning_rate_at, set_learning_rate
+from training.optim import StepGuard, learning_rate_at, set_learning_rate, state_bytes
+from training.parallel import build_strategy, copy_weights
 from training.shards import open_tokens
 
 ROOT = Path(__file__).resolve().parent
@@ -49,32 +53,46 @@ def main(argv: Sequence[str]) -> int:
     with user_errors():
         print_config = "--print_config" in argv
         model_config, config = load_config([a for a in argv if a != "--print_config"])
-    tokens_per_step = config.tokens_per_step(model_config.block_size)
     with torch.device("meta"):
         shape = ConfigurableGPT(model_config)
     derived = {
         "params": shape.get_num_params(),
         "params_non_embedding": shape.get_num_params_non_embedding(),
         "flops_per_token": flops.flops_per_token(model_config),
-        "tokens_per_step": tokens_per_step,
+        "tokens_per_step": config.tokens_per_step(model_config.block_size),
     }
-    resolved = {"model": asdict(model_config), "train": asdict(config)}
     if print_config:
-        print(json.dumps(resolved | {"derived": derived}, indent=2))
+        print(json.dumps({"model": asdict(model_config), "train": asdict(config), "derived": derived}, indent=2))
         return 0
 
-    # Build. Whatever is wrong with the input ends here, before a file is touched.
     with user_errors():
         world = dist.World.from_environment()
-        if world.size > 1:
-            raise ValueError(f"WORLD_SIZE={world.size}: this version trains in one process; start it without torchrun")
         stop = dist.StopSignals()
         dist.keep_freed_memory()
         device = dist.select_device(config.device, world.local_rank)
+    with world.connected(device, config.dist_timeout_s):
+        return train(model_config, config, derived, world, device, stop, argv)
+
+
+def train(
+    model_config: ModelArchitectureConfig,
+    config: TrainConfig,
+    derived: dict[str, int],
+    world: dist.World,
+    device: torch.device,
+    stop: dist.StopSignals,
+    argv: Sequence[str],
+) -> int:
+    """The whole run of one process; returns its exit code."""
+    resolved = {"model": asdict(model_config), "train": asdict(config)}
+    tokens_per_step = derived["tokens_per_step"]
+    # Build. Whatever is wrong with the input ends here, before a file is touched.
+    with user_errors():
         dtype = dist.select_dtype(config.dtype, device)
+        strategy = build_strategy(config, world, device, dtype)
         out_dir = metrics.writable_folder(config.out_dir)
         weights, weights_note = parse_mixture(config.dataset, ROOT / "data")
-        folders = [prepared_dataset(name) for name in weights]
+        folders = [prepared_dataset(name, world) for name in weights]
         data_dtype = None if config.data_dtype == "auto" else config.data_dtype
         splits = {}
         for split in ("train", "val"):
@@ -88,28 +106,36 @@ def main(argv: Sequence[str]) -> int:
         loader = BatchLoader(splits["train"], T, B, config.gradient_accumulation_steps, config.seed, **own_share)
         val_bytes_per_token = splits["val"].bytes_per_token(config.eval_iters * B, T)
 
-        source = None if config.init_from == "scratch" else checkpoint.find_checkpoint(config.out_dir)
-        state: dict[str, Any] = {"step": 0, "trained_s": 0.0, "best": None}
-        if source is None and config.init_from.startswith("hf:"):
+        source = None if config.init_from == "scratch" else checkpoint.find_checkpoint(config.out_dir, world=world)
+        if source is None and config.init_from == "resume":
+            raise ValueError(f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto")
+        from_hf = source is None and config.init_from.startswith("hf:")
+        state: dict[str, Any] = {"step": 0, "trained_s": 0.0, "best": None, "guard": None}
+        state["wandb_run_id"] = secrets.token_hex(4)
+        compile_problem = dist.compile_problem(device) if config.compile else None
+        with torch.device("meta"):
+            model = ConfigurableGPT(model_config)
+        seed = config.seed if source is None and not from_hf else None
+        forward = strategy.wrap(model, seed, compile=config.compile and compile_problem is None)
+        if from_hf:
             from inference.hf import load_hf
 
-            model = load_hf(config.init_from.removeprefix("hf:"), model_config).to(device)
-        else:
-            with device:
-                model = ConfigurableGPT(model_config, seed=config.seed)
-        optimizers = build_optimizers(model, config, device)
+            copy_weights(load_hf(config.init_from.removeprefix("hf:"), model_config), model)
+        optimizers = strategy.optimizers(model, config)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         if source is not None:
-            state, saved_config = checkpoint.load_state(source)
-            checkpoint.check_resumable(source, state, saved_config, resolved, splits["train"].fingerprint)
+            saved_state, saved_config = checkpoint.load_state(source)
+            checkpoint.check_resumable(source, saved_state, saved_config, resolved, splits["train"].fingerprint)
             checkpoint.load_weights(source, model)
             checkpoint.load_optimizers(source, model, optimizers)
-            scaler.load_state_dict(state["grad_scaler"])
-        elif config.init_from == "resume":
-            raise ValueError(f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto")
+            scaler.load_state_dict(saved_state["grad_scaler"])
+            state |= saved_state
+        space_note = None
+        if not config.eval_only:
+            space_note = checkpoint.check_space(out_dir, state_bytes(optimizers), config.keep_last)
 
-    notes = model_config.notes() + config.notes() + ([weights_note] if weights_note else [])
-    if config.use_zero1 or config.use_fsdp:
+    notes = model_config.notes() + config.notes() + [note for note in (weights_note, space_note) if note]
+    if world.size == 1 and (config.use_zero1 or config.use_fsdp):
         notes.append(f"{'use_zero1' if config.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one")
     if tokenizer and not tokenizer_files(folders[0]):
         notes.append(f"{folders[0]} holds no tokenizer: sample.py will look for its files in {out_dir}")
@@ -117,20 +143,19 @@ def main(argv: Sequence[str]) -> int:
         notes.append(f"evaluations take {n} windows, not {config.eval_iters * B}: a val split has no more for its weight")
     if config.document_masking and device.type == "cuda" and model_config.attention_backend.startswith("flash"):
         notes.append(f"attention_backend={model_config.attention_backend!r} gives way to flex attention: document_masking=True")
-    if config.compile:
-        if problem := dist.compile_problem(device):
-            notes.append(f"compile=True is switched off: {problem}")
-        else:
-            model.compile(dynamic=False)
-    out_dir.mkdir(parents=True, exist_ok=True)
-    if source is None and not config.eval_only and (aside := checkpoint.set_aside_checkpoints(out_dir)):
-        notes.append(f"the checkpoints of an earlier run are now in {aside}")
-    for file in tokenizer_files(folders[0]):
-        shutil.copy(file, out_dir)
+    if compile_problem:
+        notes.append(f"compile=True is switched off: {compile_problem}")
+    if world.rank == 0:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        if source is None and not config.eval_only and (aside := checkpoint.set_aside_checkpoints(out_dir)):
+            notes.append(f"the checkpoints of an earlier run are now in {aside}")
+        for file in tokenizer_files(folders[0]):
+            shutil.copy(file, out_dir)
     hardware = {
         "device": device.type,
         "device_name": dist.device_name(device),
         "world_size": world.size,
+        "strategy": strategy.name,
         "dtype": str(dtype).removeprefix("torch."),
         "peak_flops_per_s": flops.peak_flops_per_s(dist.device_name(device)),
     }
@@ -148,7 +173,7 @@ def main(argv: Sequence[str]) -> int:
         "tokenizer": tokenizer,
         "eot_id": eot_id,
     }
-    run_log = metrics.RunLog(out_dir)
+    run_log = metrics.RunLog(out_dir, world.rank)
     run_log.write(
         "run_start",
         command=[Path(sys.argv[0]).name, *argv],
@@ -160,10 +185,11 @@ def main(argv: Sequence[str]) -> int:
         git=metrics.git_state(),
         start_step=state["step"],
     )
-    wandb = metrics.WandbLog(config, resolved) if config.wandb_log else None
-    progress = metrics.Progress(state["step"], config.max_iters)
+    wandb = metrics.WandbLog(config, resolved, state["wandb_run_id"]) if config.wandb_log and world.rank == 0 else None
+    progress = metrics.Progress(state["step"], config.max_iters, world.rank)
     progress.say(f"{model_config.summary()}\n{derived['params']:,} parameters, {tokens_per_step:,} tokens a step")
-    progress.say(f"{hardware['device_name']}, {hardware['dtype']}; run log {run_log.path}")
+    processes = f"{world.size} processes ({strategy.name}), " if world.size > 1 else ""
+    progress.say(f"{processes}{hardware['device_name']}, {hardware['dtype']}; run log {run_log.path}")
     for s in sources:
         progress.say(f"{s['dataset']}: {s['tokens']:,} tokens, weight {s['weight']:.4g}, {s['epochs']:.3g} epochs in all")
     for note in notes:
@@ -174,51 +200,56 @@ def main(argv: Sequence[str]) -> int:
     # The loop: evaluate, save, stop, step, log.
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
     start_step = step = state["step"]
-    best = state["best"]  # of the saved checkpoints: {"step", "val_loss"}
     saved_step = step if source is not None else None
+    checkpoints = checkpoint.Checkpoints(out_dir, world, config, state["best"], saved_step)
+    guard = StepGuard(config, device, state["guard"])
     batches = loader.prefetched(step, device)
     timer = metrics.StepTimer(state["trained_s"])
     checkpoint_interval = config.checkpoint_interval or config.eval_interval
+    stopping = dist.StopVote(world, stop)
     reason = "done"
     try:
         while True:
             last = step >= config.max_iters
-            losses = {}
+            losses: dict[str, float | None] = {}
 
-            if config.eval_only or (step != saved_step and (last or step % config.eval_interval == 0) and not stop.received):
+            eval_due = config.eval_only or (step != saved_step and (last or step % config.eval_interval == 0))
+            if not stopping() and eval_due:
                 for split, tokens in splits.items():
                     held_out = evaluation_batches(tokens, T, B, config.eval_iters, **own_share)
-                    losses[split] = evaluate(model, held_out, device, autocast)
-                bpb = bits_per_byte(losses["val"], val_bytes_per_token)
-                result = {"train_loss": losses["train"], "val_loss": losses["val"], "val_bits_per_byte": bpb}
-                run_log.write("eval", step=step, tokens=step * tokens_per_step, **result)
-                if wandb:
-                    wandb.write("eval", step, **result)
-                in_bytes = "" if bpb is None else f", {bpb:.4f} bits per byte"
-                progress.say(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}{in_bytes}")
+                    losses[split] = evaluate(model, held_out, device, autocast, world, stopping)
+                if not stopping.agreed:
+                    bpb = bits_per_byte(losses["val"], val_bytes_per_token)
+                    result = {"train_loss": losses["train"], "val_loss": losses["val"], "val_bits_per_byte": bpb}
+                    run_log.write("eval", step=step, tokens=step * tokens_per_step, **result)
+                    if wandb:
+                        wandb.write("eval", step, **result)
+                    in_bytes = "" if bpb is None else f", {bpb:.4f} bits per byte"
+                    progress.say(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}{in_bytes}")
 
-            save_due = last or stop.received or (step > start_step and step % checkpoint_interval == 0)
+            ending = last or bool(stopping.agreed)
+            save_due = ending or (step > start_step and step % checkpoint_interval == 0)
             if save_due and step != saved_step and not config.eval_only:
-                if losses and (best is None or losses["val"] < best["val_loss"]):
-                    best = {"step": step, "val_loss": losses["val"]}
                 state = {
                     "step": step,
                     "tokens": step * tokens_per_step,
                     "trained_s": timer.trained_s,
                     "val_loss": losses.get("val"),
-                    "best": best,
                     "grad_scaler": scaler.state_dict(),
+                    "guard": guard.state(),
+                    "wandb_run_id": state["wandb_run_id"],
                     "data": data,
                 }
-                path = checkpoint.save_checkpoint(out_dir, model, optimizers, state, resolved)
-                if not config.always_save_checkpoint:
-                    checkpoint.prune_checkpoints(out_dir, config.keep_last, {best["step"]} if best else set())
-                run_log.write("checkpoint", step=step, path=str(path))
+                checkpoints.save(strategy.tensors(model, optimizers), state, resolved, wait=ending)
                 saved_step = step
+            for event in checkpoints.events():
+                run_log.write("checkpoint", **event)
+                if "failed" in event:
+                    progress.say(f"warning: {event['failed']}; older checkpoints stay, the next is tried at its time")
 
-            if stop.received:
-                reason = f"signal {stop.received}"
-            if last or stop.received or config.eval_only:
+            if stopping.agreed:
+                reason = f"signal {stopping.agreed}"
+            if ending or config.eval_only:
                 break
 
             timer.start()
@@ -229,29 +260,32 @@ def main(argv: Sequence[str]) -> int:
                 batch = next(batches)
                 if model_config.dropout:
                     torch.manual_seed(dropout_seed(config.seed, step, micro_step))
-                with autocast:
-                    _, loss = model(*batch)
-                # Every window is full, so the mean over micro-batches is the mean over the step's tokens
-                loss = loss / config.gradient_accumulation_steps
-                scaler.scale(loss).backward()
+                with strategy.gradient_sync(model, last=micro_step == loader.own_micro_steps[-1]):
+                    with autocast:
+                        _, loss = forward(*batch)
+                    # Every window is full, so the mean over micro-batches is the mean over the step's tokens. Ranks' gradients
+                    # are averaged, their losses summed.
+                    loss = loss / config.gradient_accumulation_steps
+                    scaler.scale(loss * world.size).backward()
                 step_loss += loss.detach()
             for optimizer in optimizers:
                 scaler.unscale_(optimizer)
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip or float("inf"))
+            grad_norm = strategy.clip(model, config.grad_clip or float("inf"))
+            guard.step(optimizers, guard.check(grad_norm))
             for optimizer in optimizers:
-                scaler.step(optimizer)
                 optimizer.zero_grad(set_to_none=True)
             scaler.update()
             step += 1
 
             logging_step = step % config.log_interval == 0 or step in (start_step + 1, config.max_iters)
             if logging_step:
-                loss_now, norm_now = step_loss.item(), grad_norm.item()  # waits for the device, so that the clock is right
+                loss_now, norm_now = world.sum(step_loss).item(), grad_norm.item()  # waits for the device: the clock is right
             timer.stop(steps=1)
             if logging_step:
                 dt_ms = timer.lap_ms()
                 tokens_per_s = tokens_per_step / dt_ms * 1e3
                 peak = hardware["peak_flops_per_s"]
+                guarded = guard.state()
                 m = {
                     "loss": loss_now,
                     "lr": lr,
@@ -261,11 +295,15 @@ def main(argv: Sequence[str]) -> int:
                     "tokens_per_s": tokens_per_s,
                     "mfu": derived["flops_per_token"] * tokens_per_s / (peak * world.size) if peak else None,
                     "memory_gb": metrics.memory_gb(device),
+                    "skipped_steps": int(guarded["skipped"]),
                 }
                 run_log.write("train", step=step, **m)
                 progress.train(step, m)
                 if wandb:
                     wandb.write("train", step, **m)
+                if guarded["bad_in_a_row"] >= config.max_bad_steps:
+                    reason = f"error: {guarded['bad_in_a_row']:.0f} steps in a row were skipped, gradient norm {norm_now:.3g}"
+                    break
     except BaseException as error:
         reason = f"error: {type(error).__name__}: {error}"
         raise
@@ -277,19 +315,26 @@ def main(argv: Sequence[str]) -> int:
             wandb.close()
     if reason == "done":
         if step == start_step and not config.eval_only:
-            print(f"{out_dir} is at step {step} of {config.max_iters}: nothing to train; --init_from=scratch starts over")
+            progress.say(
+                f"{out_dir} is at step {step} of {config.max_iters}: nothing to train; --init_from=scratch starts over"
+            )
         return 0
-    print(f"stopped by {reason} at step {step}; the same command goes on from there", flush=True)
+    if reason.startswith("error"):
+        progress.say(f"{reason}; the checkpoints in {out_dir} are from before: look at the data, lower learning_rate, go on")
+        return 1
+    progress.say(f"stopped by {reason} at step {step}; the same command goes on from there")
     return EXIT_STOPPED
 
 
-def prepared_dataset(dataset: str) -> Path:
+def prepared_dataset(dataset: str, world: dist.World) -> Path:
     """The dataset's folder. The embedded corpus is prepared on first use; for any other the error says how."""
-    if dataset == "python_stdlib" and not (ROOT / "data" / dataset / "meta.json").is_file():
-        from tokenization import embedded
+    if dataset == "python_stdlib":
+        if world.rank == 0 and not (ROOT / "data" / dataset / "meta.json").is_file():
+            from tokenization import embedded
 
-        print("preparing data/python_stdlib", flush=True)
-        embedded.prepare(ROOT / "data" / dataset)
+            print("preparing data/python_stdlib", flush=True)
+            embedded.prepare(ROOT / "data" / dataset)
+        world.barrier()
     return dataset_folder(dataset, ROOT / "data")
 
 

@@ -13,7 +13,7 @@ FLOORS = {
     0: ["model_config", "training.dist", "training.shards"],
     1: ["model_components", "model_loss", "training.config", "training.flops", "tokenization.tokenizers"],
     2: ["model_builder", "training.data", "training.optim", "tokenization.engines", "tokenization.sources"],
-    3: ["training.metrics", "tokenization.pipeline"],
+    3: ["training.metrics", "training.parallel", "tokenization.pipeline"],
     4: [
         "training.checkpoint",
         "training.evaluate",

@@ -8,6 +8,7 @@ every value typed, everything that is wrong is a ValueError of one line.
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,8 +60,16 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, cuda:N, mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the matmuls; weights stay fp32
     compile: bool = True
+
+    # Many processes (torchrun). Neither use_zero1 nor use_fsdp: DDP
     use_zero1: bool = False  # shard the optimizer over the processes
     use_fsdp: bool = False  # shard everything over the processes
+    hybrid_shard_size: int | None = None  # shard over so many processes (the GPUs of a node), replicate between them
+    reduce_dtype: Literal["float32", "bfloat16"] = "float32"  # in which gradients are summed over the processes
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute activations to save memory
+    dist_timeout_s: float = 600.0  # a process that does not answer for so long ends the job
+    max_bad_steps: int = 20  # steps with non-finite gradients in a row, each skipped, before the run stops
+    spike_factor: float = 0.0  # skip a step whose gradient norm exceeds so many times its recent mean; 0 is off
     seed: int = 1337
 
     # Run folder
@@ -71,7 +80,8 @@ class TrainConfig:
     eval_only: bool = False
     log_interval: int = 10
     checkpoint_interval: int | None = None  # None: eval_interval
-    keep_last: int = 2  # checkpoints; the best one stays besides
+    keep_last: int = 2  # checkpoints; the best one and the one that the run went on from stay besides
+    async_checkpoint: bool = False  # copy to CPU memory, write while the training goes on
     always_save_checkpoint: bool = False  # keep all of them
 
     wandb_log: bool = False
@@ -81,7 +91,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_field_types(self)
         for name in ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval",
-                     "checkpoint_interval", "keep_last", "lr_decay_iters"):  # fmt: skip
+                     "checkpoint_interval", "keep_last", "lr_decay_iters", "max_bad_steps", "hybrid_shard_size"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -89,6 +99,10 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be finite and at least 0")
+        if self.spike_factor != 0 and not 1 < self.spike_factor < float("inf"):
+            raise ValueError(f"spike_factor={self.spike_factor} must be 0 (off) or greater than 1")
+        if not 0 < self.dist_timeout_s < float("inf"):
+            raise ValueError(f"dist_timeout_s={self.dist_timeout_s} must be positive and finite")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
@@ -115,6 +129,8 @@ class TrainConfig:
         notes = []
         if self.muon_learning_rate is not None and self.optimizer != "muon":
             notes.append(f"muon_learning_rate={self.muon_learning_rate} has no effect with optimizer={self.optimizer!r}")
+        if self.hybrid_shard_size is not None and not (self.use_fsdp or self.use_zero1):
+            notes.append(f"hybrid_shard_size={self.hybrid_shard_size} has no effect without use_fsdp or use_zero1")
         if self.wandb_run_name is not None and not self.wandb_log:
             notes.append(f"wandb_run_name={self.wandb_run_name!r} has no effect with wandb_log=False")
         return notes
@@ -219,5 +235,12 @@ def user_errors() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         message = " ".join(str(error).split()) or type(error).__name__
-        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        if "TORCHELASTIC_RUN_ID" not in os.environ or _first_of_many(message):
+            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         raise SystemExit(2) from error
+
+
+def _first_of_many(message: str) -> bool:
+    from training.dist import speaks_first  # here, because it needs torch, and data/*/prepare.py does not
+
+    return speaks_first(message)

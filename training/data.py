@@ -291,9 +291,10 @@ def evaluation_batches(
     source = np.repeat(np.arange(len(counts)), counts)
     windows = np.concatenate([permute(np.arange(c), n, key=0) for c, n in zip(counts, n_windows, strict=True)])
     n_batches = -(-len(windows) // batch_size)
-    for m in range(rank, n_batches, world_size):
+    for first in range(0, n_batches, world_size):  # a rank without a batch of its own takes part with one that counts nothing
+        m = first + rank
         rows = slice(m * batch_size, (m + 1) * batch_size)
-        full = [np.resize(of_all[rows], batch_size) for of_all in (source, windows)]
+        full = [np.resize(of_all[rows] if m < n_batches else of_all[:1], batch_size) for of_all in (source, windows)]
         batch = read_windows(mixture, *full, block_size, eot_id)
         batch[1][len(windows[rows]) :] = -100
         yield batch

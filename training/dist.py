@@ -1,19 +1,30 @@
-"""The process: its rank, its device, its allocator, and the signals that end it."""
+"""The process and the others: ranks, what they agree on, the device, the allocator, and the signals that end a run."""
 
+import contextlib
 import ctypes
 import importlib.util
 import os
+import re
 import shutil
 import signal
+import socket
 import sys
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
+import torch.distributed
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is among all of the run's; what torchrun put into the environment, else one process alone."""
+    """Who this process is among all of the run's; what torchrun put into the environment, else one process alone.
+
+    Collectives are methods, so that every rank's program reads the same; alone they cost nothing. A CPU tensor travels by
+    gloo, whatever the device."""
 
     rank: int = 0
     local_rank: int = 0
@@ -21,8 +32,104 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
+        """Raises ValueError for a WORLD_SIZE without the rest of what torchrun sets."""
         env = os.environ
-        return cls(int(env.get("RANK", 0)), int(env.get("LOCAL_RANK", 0)), int(env.get("WORLD_SIZE", 1)))
+        world = cls(int(env.get("RANK", 0)), int(env.get("LOCAL_RANK", 0)), int(env.get("WORLD_SIZE", 1)))
+        if world.size > 1 and (missing := [v for v in ("RANK", "MASTER_ADDR", "MASTER_PORT") if v not in env]):
+            raise ValueError(f"WORLD_SIZE={world.size}, but {', '.join(missing)} is not set: start with torchrun")
+        return world
+
+    @contextlib.contextmanager
+    def connected(self, device: torch.device, timeout_s: float) -> Iterator[None]:
+        """Around everything that the processes do together. A collective waits at most timeout_s for a rank; where one fails
+        or hangs, the others name it."""
+        if self.size == 1:
+            yield
+            return
+        timeout = timedelta(seconds=timeout_s)
+        store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        try:
+            yield
+        except Exception as error:
+            if re.search(r"gloo|nccl|timed? ?out|closed by peer|connection reset", str(error), re.IGNORECASE):
+                self._name_the_silent(store)
+            raise
+        self.barrier()  # without it gloo aborts now and then when the processes end at different moments
+        torch.distributed.destroy_process_group()
+
+    def _name_the_silent(self, store: torch.distributed.Store, wait_s: float = 10.0) -> None:
+        """Every rank whose collective failed reports to the store; who does not is dead or hangs."""
+        prefix = f"reported/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/"
+        silent = list(range(self.size))
+        try:
+            store.set(f"{prefix}{self.rank}", socket.gethostname())
+            deadline = time.monotonic() + wait_s
+            while silent and time.monotonic() < deadline:
+                silent = [rank for rank in silent if not store.check([f"{prefix}{rank}"])]
+                time.sleep(0.1)
+        except RuntimeError:  # the store lives in rank 0, or in torchrun on its machine
+            silent = [0]
+        if silent:
+            ranks = ", ".join(str(rank) for rank in silent)
+            print(f"rank {self.rank}: rank {ranks} does not answer: it is dead or hangs; ending", file=sys.stderr, flush=True)
+
+    def barrier(self) -> None:
+        self.sum(torch.zeros(1))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """In place, over all ranks."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor)
+        return tensor
+
+    def first(self, value: str | None) -> str | None:
+        """The value of the lowest rank that has one; the same on every rank."""
+        values = [value]
+        if self.size > 1:
+            values = [None] * self.size
+            torch.distributed.all_gather_object(values, value)
+        return next((v for v in values if v is not None), None)
+
+
+def speaks_first(message: str) -> bool:
+    """Whether no other process of this torchrun has said so already."""
+    env = os.environ
+    if env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    try:
+        store = torch.distributed.TCPStore(
+            env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False, timeout=timedelta(seconds=10)
+        )
+        return store.add(f"said/{env['TORCHELASTIC_RESTART_COUNT']}/{message}", 1) == 1
+    except (RuntimeError, KeyError, ValueError):
+        return True  # better twice than never
+
+
+class StopVote:
+    """Whether the run is to stop, on which all ranks agree. A rank's vote travels while it works on and counts at its next
+    call, so nobody waits; alone it counts at once."""
+
+    def __init__(self, world: World, signals: "StopSignals") -> None:
+        self.world, self.signals = world, signals
+        self.agreed: str | None = None  # the name of the signal
+        self._pending: tuple[Tensor, torch.distributed.Work] | None = None
+
+    def __call__(self) -> bool:
+        """Every rank calls it equally often, at the same points of its work."""
+        if self.world.size == 1:
+            self.agreed = self.signals.received
+        elif self.agreed is None:
+            if self._pending is not None:
+                vote, work = self._pending
+                work.wait()
+                if vote.item():
+                    self.agreed = signal.Signals(int(vote)).name
+            own = signal.Signals[self.signals.received] if self.signals.received else 0
+            vote = torch.tensor([own], dtype=torch.int32)
+            self._pending = vote, torch.distributed.all_reduce(vote, torch.distributed.ReduceOp.MAX, async_op=True)
+        return self.agreed is not None
 
 
 def select_device(name: str, local_rank: int = 0) -> torch.device:

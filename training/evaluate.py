@@ -2,10 +2,12 @@
 
 import contextlib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+
+from training.dist import World
 
 
 @torch.no_grad()
@@ -14,20 +16,26 @@ def evaluate(
     batches: Iterable[tuple[Tensor, ...]],
     device: torch.device,
     autocast: contextlib.AbstractContextManager,
-) -> float:
-    """Mean loss in nats over the valid targets of all batches. Leaves the model in the mode it found it in."""
+    world: World = World(),  # noqa: B008  immutable
+    stopping: Callable[[], bool] = lambda: False,
+) -> float | None:
+    """Mean loss in nats over the valid targets of all batches of all ranks, each of which has equally many. Leaves the model in
+    the mode it found it in. None where `stopping`, asked before each batch, says on all ranks that there is no time."""
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    count = 0
+    count, stopped = 0, False
     for batch in batches:
+        if stopped := stopping():
+            break
         valid = int((batch[1] != -100).sum())  # counted before the transfer: no wait for the device
         with autocast:
             _, loss = model(*(tensor.to(device) for tensor in batch))
         total += loss * valid
         count += valid
     model.train(was_training)
-    return total.item() / count
+    sums = world.sum(torch.tensor([total.item(), count], dtype=torch.float64))
+    return None if stopped else (sums[0] / sums[1]).item()
 
 
 def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:

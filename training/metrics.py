@@ -51,28 +51,42 @@ class StepTimer:
 
 
 class RunLog:
-    """out_dir/run_<UTC time>_<id>.jsonl: one JSON object a line, flushed as it is written."""
+    """out_dir/run_<UTC time>_<id>.jsonl: one JSON object a line, in the file when `write` returns. On a full disk lines wait in
+    memory. Only rank 0 has one; the others' writes nothing."""
 
-    def __init__(self, out_dir: str | Path) -> None:
+    def __init__(self, out_dir: str | Path, rank: int = 0) -> None:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
         self.path = Path(out_dir) / f"run_{stamp}_{secrets.token_hex(3)}.jsonl"
-        self._file = open(self.path, "a")  # noqa: SIM115 open for the whole run
+        self._file = open(self.path, "ab", buffering=0) if rank == 0 else None  # noqa: SIM115 open for the whole run
+        self._unwritten = b""
+        self._warned = False
 
     def write(self, event: str, **fields: Any) -> None:
+        if self._file is None:
+            return
         # JSON has no NaN and no infinity: null
         safe = {k: None if isinstance(v, float) and not np.isfinite(v) else v for k, v in fields.items()}
-        self._file.write(json.dumps({"event": event, "time": time.time(), **safe}) + "\n")
-        self._file.flush()
+        self._unwritten += (json.dumps({"event": event, "time": time.time(), **safe}) + "\n").encode()
+        try:
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+        except OSError as error:
+            if not self._warned:
+                log.warning(f"{self.path} cannot be written: {error}; its lines wait, training goes on")
+            self._warned = True
 
 
 class Progress:
-    """A tqdm bar on a terminal; plain lines where the output is piped or logged."""
+    """A tqdm bar on a terminal; plain lines where the output is piped or logged; silence on all ranks but the first."""
 
-    def __init__(self, step: int, max_iters: int) -> None:
-        self.max_iters = max_iters
-        self.bar = tqdm(total=max_iters, initial=step, unit="step", dynamic_ncols=True) if sys.stderr.isatty() else None
+    def __init__(self, step: int, max_iters: int, rank: int = 0) -> None:
+        self.max_iters, self.rank = max_iters, rank
+        bar = rank == 0 and sys.stderr.isatty()
+        self.bar = tqdm(total=max_iters, initial=step, unit="step", dynamic_ncols=True) if bar else None
 
     def say(self, line: str) -> None:
+        if self.rank != 0:
+            return
         if self.bar is not None:
             self.bar.write(line)
         else:
@@ -99,9 +113,11 @@ class Progress:
 class WandbLog:
     """Metrics to Weights & Biases from a thread of its own: whether it is absent, fails or hangs, the run goes on."""
 
-    def __init__(self, config: TrainConfig, content: Mapping[str, Any]) -> None:
+    def __init__(self, config: TrainConfig, content: Mapping[str, Any], run_id: str) -> None:
         self._queue: queue.Queue[Mapping[str, Any] | None] = queue.Queue(maxsize=10_000)
-        settings = dict(project=config.wandb_project, name=config.wandb_run_name or config.out_dir, config=dict(content))
+        name = config.wandb_run_name or config.out_dir
+        # The same id again after a resume: one curve
+        settings = dict(project=config.wandb_project, name=name, config=dict(content), id=run_id, resume="allow")
         self._thread = threading.Thread(target=self._work, args=(settings,), daemon=True, name="wandb")
         self._thread.start()
 

@@ -1,9 +1,10 @@
 """Which parameters are updated how, and at which learning rate."""
 
 import math
+from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.config import TrainConfig
 
@@ -64,3 +65,78 @@ def build_optimizers(model: nn.Module, config: TrainConfig, device: torch.device
             torch.optim.Muon([group], lr=muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
     return optimizers
+
+
+STATE_KEYS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+
+
+def optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """The state of the optimizers, as NAME/KEY; nothing before their first step."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {
+        f"{names[id(p)]}/{key}": optimizer.state[p][key]
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+        if p in optimizer.state
+        for key in STATE_KEYS[type(optimizer)]
+    }
+
+
+@torch.no_grad()
+def allocate_state(optimizers: list[torch.optim.Optimizer]) -> None:
+    """Zeros where the optimizers' state will be, so that a checkpoint can be read into it."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for p in group["params"]:
+                for key in STATE_KEYS[type(optimizer)]:
+                    # A fused AdamW counts its steps on the device
+                    count = torch.zeros((), device=p.device if group.get("fused") else "cpu")
+                    optimizer.state[p][key] = count if key == "step" else torch.zeros_like(p)
+
+
+def state_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
+    """What weights and optimizer state will take on disk, of all ranks together."""
+    copies = {torch.optim.AdamW: 3, torch.optim.Muon: 2}
+    return sum(copies[type(o)] * 4 * p.numel() for o in optimizers for group in o.param_groups for p in group["params"])
+
+
+class StepGuard:
+    """Skips steps whose gradients are not finite, or whose norm is a spike. It decides on the device, so nothing waits; the
+    norm is the same on all ranks, so they agree."""
+
+    MEMORY = 100  # steps over which the mean norm is taken
+
+    def __init__(self, config: TrainConfig, device: torch.device, state: Mapping[str, float] | None = None) -> None:
+        self.spike_factor, self.max_bad_steps = config.spike_factor, config.max_bad_steps
+        state = state or {"mean_norm": 0.0, "good": 0, "bad_in_a_row": 0, "skipped": 0}
+        self._state = {name: torch.tensor(float(value), device=device) for name, value in state.items()}
+
+    def check(self, norm: Tensor) -> Tensor:
+        """0.0, or 1.0 for a step to be skipped."""
+        s = self._state
+        bad = ~torch.isfinite(norm)
+        if self.spike_factor:
+            bad |= (s["good"] >= self.MEMORY) & (norm > self.spike_factor * s["mean_norm"])
+        bad = bad.float()
+        s["good"] += 1 - bad
+        change = (norm - s["mean_norm"]) / s["good"].clamp(1, self.MEMORY)
+        s["mean_norm"] += torch.where(bad.bool(), torch.zeros_like(change), change)
+        s["bad_in_a_row"] = (s["bad_in_a_row"] + 1) * bad
+        s["skipped"] += bad
+        return bad
+
+    def step(self, optimizers: list[torch.optim.Optimizer], bad: Tensor) -> None:
+        for optimizer in optimizers:
+            if optimizer.defaults.get("fused"):
+                optimizer.found_inf = bad  # as GradScaler tells a fused optimizer not to move
+                optimizer.step()
+            elif not bad.item():
+                optimizer.step()
+
+    def state(self) -> dict[str, float]:
+        """For the log and the checkpoint; waits for the device."""
+        return {name: value.item() for name, value in self._state.items()}
+
+    def given_up(self) -> bool:
+        return self._state["bad_in_a_row"].item() >= self.max_bad_steps

@@ -1,0 +1,208 @@
+"""One model on many processes: single, DDP, ZeRO-1, FSDP and hybrid sharding behind five verbs.
+
+    strategy = build_strategy(config, world, device, dtype)
+    forward = strategy.wrap(model, seed)              # model on the meta device -> weights on the device, whole or a shard
+    with strategy.gradient_sync(model, last): …       # around a micro-step; gradients travel in the last one only
+    norm = strategy.clip(model, max_norm)             # of all gradients, the same number on every rank
+    optimizers = strategy.optimizers(model, config)
+    strategy.tensors(model, optimizers)               # {name: tensor or this rank's shard of it}, to save or to fill
+
+train.py never asks which strategy it runs. ZeRO-1 is FSDP2's fully_shard without resharding: a rank holds a shard of the fp32
+weights, gradients and optimizer state, and the gathered weights of all blocks for the length of a step; so it shares FSDP's
+checkpoints, and with them their resharding. torch's ZeroRedundancyOptimizer can give its state only by gathering it.
+"""
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Callable
+
+import torch
+import torch.distributed
+import torch.nn as nn
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from model_builder import ConfigurableGPT, init_weights
+from training.config import TrainConfig
+from training.dist import World
+from training.optim import build_optimizers, optimizer_tensors
+
+
+class Strategy:
+    """One process, and what all strategies share."""
+
+    name = "single"
+
+    def __init__(self, config: TrainConfig, world: World, device: torch.device, dtype: torch.dtype) -> None:
+        self.config, self.world, self.device, self.dtype = config, world, device, dtype
+
+    def wrap(self, model: ConfigurableGPT, seed: int | None, compile: bool = False) -> Callable:
+        """Takes a model on the meta device; gives it memory on the device and, unless seed is None, its initial weights.
+        Returns what to call in its place."""
+        self._prepare_blocks(model, compile and self.world.size > 1)
+        model.to_empty(device=self.device)
+        fill(model, seed)
+        if compile and self.world.size == 1:
+            model.compile(dynamic=False)  # with one process nothing has to happen between the blocks
+        return model
+
+    def gradient_sync(self, model: ConfigurableGPT, last: bool) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def clip(self, model: ConfigurableGPT, max_norm: float) -> Tensor:
+        """Scales the gradients to a global norm of at most max_norm and returns the norm before."""
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+        return norm
+
+    def optimizers(self, model: ConfigurableGPT, config: TrainConfig) -> list[torch.optim.Optimizer]:
+        return build_optimizers(model, config, self.device)
+
+    def tensors(self, model: ConfigurableGPT, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+        """Everything that a checkpoint keeps: parameters by NAME, optimizer state as NAME/KEY."""
+        return dict(model.named_parameters()) | optimizer_tensors(model, optimizers)
+
+    def _prepare_blocks(self, model: ConfigurableGPT, compile: bool) -> None:
+        """Activation checkpointing inside, compilation around it; sharding comes around both."""
+        for block in model.blocks:
+            if self.config.activation_checkpointing != "none":
+                selective = self.config.activation_checkpointing == "selective"
+                options = {"context_fn": selective_contexts} if selective else {}
+                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **options)
+            if compile:
+                block.compile(dynamic=False)
+
+
+class DDP(Strategy):
+    """A whole copy on every rank; gradients are averaged bucket by bucket while the backward pass goes on."""
+
+    name = "ddp"
+
+    def wrap(self, model: ConfigurableGPT, seed: int | None, compile: bool = False) -> Callable:
+        super().wrap(model, seed, compile)
+        # Every rank has made the same weights and tables: nothing to send. (torch 2.13 renamed the option.)
+        options = inspect.signature(nn.parallel.DistributedDataParallel).parameters
+        buffers = "forward_sync_buffers" if "forward_sync_buffers" in options else "broadcast_buffers"
+        self._ddp = nn.parallel.DistributedDataParallel(
+            model,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            init_sync=False,
+            gradient_as_bucket_view=True,
+            **{buffers: False},
+        )
+        if self.config.reduce_dtype == "bfloat16":
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+            self._ddp.register_comm_hook(None, bf16_compress_hook)
+        return self._ddp
+
+    def gradient_sync(self, model: ConfigurableGPT, last: bool) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext() if last else self._ddp.no_sync()
+
+
+class Sharded(Strategy):
+    """FSDP2: block by block, weights, gradients and optimizer state are shards along the first dimension.
+
+    reshard=True frees a block's gathered weights after its forward and gathers them again for its backward (FSDP);
+    False keeps them (ZeRO-1)."""
+
+    def __init__(
+        self, config: TrainConfig, world: World, device: torch.device, dtype: torch.dtype, reshard: bool, mesh_shape: tuple
+    ) -> None:
+        super().__init__(config, world, device, dtype)
+        self.name = "fsdp" if reshard else "zero1"
+        self.reshard = reshard
+        names = ("replicate", "shard")[-len(mesh_shape) :]
+        self.mesh = torch.distributed.init_device_mesh(device.type, mesh_shape, mesh_dim_names=names)
+
+    def wrap(self, model: ConfigurableGPT, seed: int | None, compile: bool = False) -> Callable:
+        self._prepare_blocks(model, compile)
+        reduce = getattr(torch, self.config.reduce_dtype)
+        # Blocks are gathered in the type of their matmuls. What is outside them stays fp32, and so does the stream between
+        # them: the numbers are those of autocast on one process, but for the rounding of a norm's weight.
+        in_blocks = MixedPrecisionPolicy(param_dtype=self.dtype, reduce_dtype=reduce, cast_forward_inputs=False)
+        outside = MixedPrecisionPolicy(reduce_dtype=reduce, cast_forward_inputs=False)
+        for block in model.blocks:
+            fully_shard(block, mesh=self.mesh, reshard_after_forward=self.reshard, mp_policy=in_blocks)
+        fully_shard(model, mesh=self.mesh, reshard_after_forward=False, mp_policy=outside)
+        model.to_empty(device=self.device)
+        # One whole parameter at a time, on the CPU; what is not this rank's is forgotten at once
+        fill(model, seed, assign=assign_shard)
+        return model
+
+    def gradient_sync(self, model: ConfigurableGPT, last: bool) -> contextlib.AbstractContextManager:
+        model.set_requires_gradient_sync(last)
+        if not self.reshard:
+            model.set_reshard_after_backward(last)  # between micro-steps the weights do not change
+        return contextlib.nullcontext()
+
+    def tensors(self, model: ConfigurableGPT, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # an evaluation leaves gathered weights behind, in place of the shards
+        return super().tensors(model, optimizers)
+
+
+def assign_shard(p: Tensor, full: Tensor) -> None:
+    """p[...] = full, where p may be a shard; every rank has `full`, so nothing travels."""
+    if isinstance(p, DTensor):
+        full = distribute_tensor(full.to(p.device), p.device_mesh, p.placements, src_data_rank=None)
+    p.copy_(full)
+
+
+def fill(model: ConfigurableGPT, seed: int | None, assign: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
+    if seed is not None:
+        init_weights(model, seed, assign)
+    elif model.rope is not None:
+        model.rope.fill_tables()
+
+
+@torch.no_grad()
+def copy_weights(source: ConfigurableGPT, model: ConfigurableGPT) -> None:
+    """From a whole model into one that may be sharded."""
+    whole = dict(source.named_parameters())
+    for name, p in model.named_parameters():
+        assign_shard(p, whole[name])
+
+
+def build_strategy(config: TrainConfig, world: World, device: torch.device, dtype: torch.dtype) -> Strategy:
+    """From use_zero1, use_fsdp and hybrid_shard_size. Raises ValueError where they cannot be had."""
+    if world.size == 1:
+        return Strategy(config, world, device, dtype)
+    if device.type == "mps":
+        raise ValueError("device='mps' works in one process only: start it without torchrun, or pass --device=cpu")
+    if not (config.use_zero1 or config.use_fsdp):
+        return DDP(config, world, device, dtype)
+    if dtype == torch.float16:
+        raise ValueError("dtype='float16' needs a gradient scaler, which sharded gradients have not: use bfloat16 or float32")
+    shards = config.hybrid_shard_size or world.size
+    if world.size % shards:
+        raise ValueError(f"hybrid_shard_size={shards} does not divide the {world.size} processes: use the GPUs of a node")
+    mesh_shape = (world.size,) if shards == world.size else (world.size // shards, shards)
+    return Sharded(config, world, device, dtype, reshard=config.use_fsdp, mesh_shape=mesh_shape)
+
+
+# Selective activation checkpointing keeps what is expensive to compute again, the matmuls and attention, and recomputes the
+# rest: norms, rotations, activations, casts.
+EXPENSIVE_OPS = {
+    torch.ops.aten.mm.default,
+    torch.ops.aten.bmm.default,
+    torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+}
+
+
+def selective_contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:
+    def policy(context: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+        return CheckpointPolicy.MUST_SAVE if op in EXPENSIVE_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+
+    return create_selective_checkpoint_contexts(policy)
