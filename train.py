@@ -53,14 +53,7 @@ def main(argv: Sequence[str]) -> int:
     with user_errors():
         print_config = "--print_config" in argv
         model_config, config = load_config([a for a in argv if a != "--print_config"])
-    with torch.device("meta"):
-        shape = ConfigurableGPT(model_config)
-    derived = {
-        "params": shape.get_num_params(),
-        "params_non_embedding": shape.get_num_params_non_embedding(),
-        "flops_per_token": flops.flops_per_token(model_config),
-        "tokens_per_step": config.tokens_per_step(model_config.block_size),
-    }
+    derived = derived_figures(model_config, config)
     if print_config:
         print(json.dumps({"model": asdict(model_config), "train": asdict(config), "derived": derived}, indent=2))
         return 0
@@ -72,6 +65,17 @@ def main(argv: Sequence[str]) -> int:
         device = dist.select_device(config.device, world.local_rank)
     with world.connected(device, config.dist_timeout_s):
         return train(model_config, config, derived, world, device, stop, argv)
+
+
+def derived_figures(model_config: ModelArchitectureConfig, config: TrainConfig) -> dict[str, int]:
+    with torch.device("meta"):
+        model = ConfigurableGPT(model_config)
+    return {
+        "params": model.get_num_params(),
+        "params_non_embedding": model.get_num_params_non_embedding(),
+        "flops_per_token": flops.flops_per_token(model_config),
+        "tokens_per_step": config.tokens_per_step(model_config.block_size),
+    }
 
 
 def train(
@@ -339,4 +343,4 @@ def prepared_dataset(dataset: str, world: dist.World) -> Path:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    dist.exit_with(main, sys.argv[1:])

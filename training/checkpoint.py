@@ -290,7 +290,7 @@ def find_damage(path: Path, world: World = World()) -> str | None:  # noqa: B008
     """What is wrong with a checkpoint's files, or with this rank's part of them; None if nothing. Digests are compared before
     anything is parsed, and a file that the manifest does not list is not trusted to be harmless."""
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = load_manifest(path)
     except (OSError, ValueError) as error:
         return f"{path / 'manifest.json'}: {type(error).__name__}: {error}"
     try:
@@ -308,6 +308,11 @@ def find_damage(path: Path, world: World = World()) -> str | None:  # noqa: B008
         return None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{path}: {type(error).__name__}: {error}"
+
+
+def load_manifest(path: Path) -> dict[str, dict[str, Any]]:
+    """{file: {"bytes", "sha256"}}"""
+    return json.loads((path / "manifest.json").read_text())
 
 
 def load_state(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,9 +10,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed
@@ -105,6 +106,20 @@ def speaks_first(message: str) -> bool:
         return store.add(f"said/{env['TORCHELASTIC_RESTART_COUNT']}/{message}", 1) == 1
     except (RuntimeError, KeyError, ValueError):
         return True  # better twice than never
+
+
+def exit_with(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
+    """Ends the process with what main returns. Gloo's threads free Python objects at a time of their own; where the interpreter
+    is already being dismantled that aborts the process, so a connected one leaves without dismantling."""
+    try:
+        code = main(argv)
+    except SystemExit as end:
+        code = end.code
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
 
 
 class StopVote:

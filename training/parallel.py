@@ -100,7 +100,18 @@ class DDP(Strategy):
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
             self._ddp.register_comm_hook(None, bf16_compress_hook)
+        self._settle_buckets(model)
         return self._ddp
+
+    def _settle_buckets(self, model: ConfigurableGPT) -> None:
+        """DDP sorts its buckets anew after its first backward pass. Where a gradient lies in them is the order in which ranks
+        are summed, so that a resumed run, whose first pass is another's eleventh, would end in other bits."""
+        ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        with torch.compiler.set_stance("force_eager"), autocast:
+            _, loss = self._ddp(ids, ids)
+        loss.backward()
+        model.zero_grad(set_to_none=True)
 
     def gradient_sync(self, model: ConfigurableGPT, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if last else self._ddp.no_sync()

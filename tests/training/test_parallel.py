@@ -1,0 +1,159 @@
+"""One truth: single, DDP, ZeRO-1, FSDP and hybrid sharding compute the same, and read each other's checkpoints."""
+
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import read_events, write_dataset
+from ranks import spawn, train_all
+
+from model_builder import ConfigurableGPT
+from training import checkpoint
+from training.config import load_config
+
+STRATEGIES = {
+    1: {"single": []},
+    2: {"ddp": [], "zero1": ["--use_zero1"], "fsdp": ["--use_fsdp"]},
+    4: {
+        "ddp": [],
+        "zero1": ["--use_zero1"],
+        "fsdp": ["--use_fsdp"],
+        "hybrid": ["--use_fsdp", "--hybrid_shard_size=2"],
+    },
+}
+WORLDS = [(size, name) for size, names in STRATEGIES.items() for name in names]
+
+# Odd sizes: 97, 50 and 10 rows do not divide by 4
+SHAPE = (
+    "--arch_preset=qwen3 --n_layer=2 --n_embd=36 --n_head=2 --num_key_value_heads=1 --head_dim=10 --d_ff=50 --block_size=16 "
+    "--vocab_size=97 --batch_size=2 --gradient_accumulation_steps=8 --max_iters=20 --lr_decay_iters=20 --warmup_iters=2 --learning_rate=1e-3 "
+    "--min_lr=1e-4 --eval_interval=10 --eval_iters=5 --log_interval=1 --device=cpu --dtype=float32 --compile=False --seed=7"
+).split()
+VARIANTS = {
+    "tied": ["--weight_tying=True"],
+    "untied": ["--weight_tying=False"],
+    "dropout, full recomputation": ["--dropout=0.1", "--activation_checkpointing=full"],
+    "selective recomputation": ["--activation_checkpointing=selective"],
+    "muon": ["--optimizer=muon"],
+    "gpt2": ["--arch_preset=gpt2", "--num_key_value_heads=2", "--head_dim=18", "--weight_decay=0.5"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A folder with a run of each variant under each strategy: SIZE-STRATEGY-VARIANT."""
+    folder = tmp_path_factory.mktemp("runs")
+    dataset = write_dataset(folder / "dataset", train_tokens=6000)
+    for size, names in STRATEGIES.items():
+        jobs = [
+            [*SHAPE, f"--dataset={dataset}", f"--out_dir={folder}/{size}-{name}-{variant}", *flags, *names[name]]
+            for name, (variant, flags) in itertools.product(names, VARIANTS.items())
+        ]
+        spawn(size, train_all, jobs)
+    return folder
+
+
+def losses_and_norms(out_dir: Path) -> tuple[list[float], list[float]]:
+    train, evals = read_events(out_dir, "train"), read_events(out_dir, "eval")
+    assert len(train) == 20 and [e["step"] for e in evals] == [0, 10, 20]
+    losses = [e["loss"] for e in train] + [e[k] for e in evals for k in ("train_loss", "val_loss")]
+    return losses, [e["grad_norm"] for e in train]
+
+
+def whole_weights(out_dir: Path, step: int) -> dict[str, torch.Tensor]:
+    config = checkpoint.load_state(checkpoint.checkpoint_path(out_dir, step))[1]["model"]
+    model = ConfigurableGPT(load_config([f"--{k}={v}" for k, v in config.items()])[0])
+    checkpoint.load_weights(checkpoint.checkpoint_path(out_dir, step), model)
+    return dict(model.named_parameters())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("size, name", WORLDS[1:])
+def test_every_strategy_computes_what_one_process_does(runs, size, name, variant):
+    (ours, norms), (theirs, their_norms) = (
+        losses_and_norms(runs / f"{where}-{variant}") for where in (f"{size}-{name}", "1-single")
+    )
+    # Muon orthogonalises in bf16
+    tolerance = 1e-3 if variant == "muon" else 1e-6
+    assert ours == pytest.approx(theirs, rel=tolerance)
+    if variant == "muon":
+        return
+    assert norms == pytest.approx(their_norms, rel=5e-6)
+    if variant == "gpt2":  # a key's bias has no gradient but rounding, which Adam makes as large as any other
+        return
+    ours, theirs = (whole_weights(runs / f"{where}-{variant}", 20) for where in (f"{size}-{name}", "1-single"))
+    for p in theirs:
+        torch.testing.assert_close(ours[p], theirs[p], rtol=1e-6, atol=1e-6)
+
+
+def start_from_step_10(runs: Path, source: str, target: Path) -> Path:
+    """A run folder with nothing but the checkpoint of step 10 of another run."""
+    shutil.copytree(checkpoint.checkpoint_path(runs / source, 10), checkpoint.checkpoint_path(target, 10))
+    return target
+
+
+@pytest.fixture(scope="module")
+def continued(runs) -> Path:
+    """Every run of the tied variant, gone on from step 10 under every strategy: SOURCE-to-TARGET, and its evaluation alone."""
+    folder = runs / "continued"
+    for size, names in STRATEGIES.items():
+        jobs = []
+        for name, (s, source) in itertools.product(names, WORLDS):
+            there = start_from_step_10(runs, f"{s}-{source}-tied", folder / f"{s}-{source}-to-{size}-{name}")
+            common = [*SHAPE, f"--dataset={runs}/dataset", f"--out_dir={there}", *VARIANTS["tied"], *names[name]]
+            jobs += [[*common, "--eval_only"], [*common, "--max_iters=12"]]
+        spawn(size, train_all, jobs)
+    return folder
+
+
+@pytest.mark.parametrize("target", WORLDS)
+@pytest.mark.parametrize("source", WORLDS)
+def test_any_checkpoint_goes_on_under_any_strategy(runs, continued, source, target):
+    of_source, here = runs / "{}-{}-tied".format(*source), continued / "{}-{}-to-{}-{}".format(*source, *target)
+    evals = [e for e in read_events(of_source, "eval") if e["step"] == 10]
+    found = read_events(here, "eval")
+    assert [e["step"] for e in found] == [10, 12]
+    for split in ("train_loss", "val_loss"):
+        assert found[0][split] == pytest.approx(evals[0][split], rel=1e-6)
+    steps = {e["step"]: e["loss"] for e in read_events(of_source, "train")}
+    train = read_events(here, "train")
+    assert [e["step"] for e in train] == [11, 12] and train[1]["tokens"] == 12 * 2 * 8 * 16
+    assert [e["loss"] for e in train] == pytest.approx([steps[11], steps[12]], rel=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["dropout, full recomputation", "muon"])
+def test_going_on_at_the_same_size_is_bit_exact(runs, variant):
+    for size, names in STRATEGIES.items():
+        jobs = []
+        for name, flags in names.items():
+            there = start_from_step_10(runs, f"{size}-{name}-{variant}", runs / f"parts-{size}-{name}-{variant}")
+            jobs.append([*SHAPE, f"--dataset={runs}/dataset", f"--out_dir={there}", *VARIANTS[variant], *flags])
+        spawn(size, train_all, jobs)
+        for name in names:
+            whole, parts = runs / f"{size}-{name}-{variant}", runs / f"parts-{size}-{name}-{variant}"
+            then = {e["step"]: (e["loss"], e["grad_norm"]) for e in read_events(whole, "train")}
+            now = {e["step"]: (e["loss"], e["grad_norm"]) for e in read_events(parts, "train")}
+            assert now == {step: then[step] for step in range(11, 21)}
+            digests = [
+                {f: r["sha256"] for f, r in checkpoint.load_manifest(checkpoint.checkpoint_path(run, 20)).items()}
+                for run in (whole, parts)
+            ]
+            tensors = [f for f in digests[0] if f.endswith(".safetensors")]
+            assert len(tensors) == 2 * size and all(digests[0][f] == digests[1][f] for f in tensors)
+
+
+def test_the_optimizer_state_is_divided(runs):
+    """Each rank of N writes its N-th of the state, to 5 %; together they write it once."""
+    whole = bytes_of_optimizer(runs / "1-single-untied")
+    for size, name in WORLDS[1:]:
+        per_rank = bytes_of_optimizer(runs / f"{size}-{name}-untied")
+        assert sum(per_rank) == pytest.approx(whole[0], rel=0.05)  # headers
+        if name in ("zero1", "fsdp"):
+            assert len(per_rank) == size and max(per_rank) < 1.2 * whole[0] / size
+
+
+def bytes_of_optimizer(out_dir: Path) -> list[int]:
+    manifest = checkpoint.load_manifest(checkpoint.checkpoint_path(out_dir, 20))
+    return [record["bytes"] for file, record in manifest.items() if file.startswith("optimizer")]
