@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test lint clean
+.PHONY: train test test-faults lint clean
 
 train: .venv/installed
 	$(BIN)/python train.py config/quickstart.py
@@ -13,6 +13,10 @@ train: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# Killed, hung and stopped ranks under torchrun: minutes, so they are not part of make test
+test-faults: .venv/installed
+	$(BIN)/python -m pytest -o addopts="-q -p no:cacheprovider" tests/faults
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
 """GPT-2 at 1.3 B, without biases.
 
     python train.py config/full_gpt2_1.36b.py
+    torchrun --standalone --nproc_per_node=8 train.py config/full_gpt2_1.36b.py --use_zero1=True
 
 1,267,213,824 parameters; 262,144 tokens a step.
 """

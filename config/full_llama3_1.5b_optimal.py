@@ -1,6 +1,7 @@
 """LLaMA 3 at 1.5 B.
 
     python train.py config/full_llama3_1.5b_optimal.py
+    torchrun --standalone --nproc_per_node=8 train.py config/full_llama3_1.5b_optimal.py --use_zero1=True
 
 1,544,628,224 parameters; 262,144 tokens a step.
 """

@@ -1,6 +1,7 @@
 """LLaMA 3 at 124 M: one of four of equal depth, width and size (within 1 %), to compare on equal tokens.
 
     python train.py config/full_llama3_124m.py
+    torchrun --standalone --nproc_per_node=8 train.py config/full_llama3_124m.py
     python compare_architectures.py --latest 4
 
 124,730,880 parameters; 491,520 tokens a step.

@@ -1,6 +1,7 @@
 """LLaMA 3 at 2.2 B, deeper.
 
     python train.py config/full_llama3_2.2b_chinchilla.py
+    torchrun --standalone --nproc_per_node=8 train.py config/full_llama3_2.2b_chinchilla.py --use_fsdp=True
 
 2,224,154,624 parameters; 262,144 tokens a step.
 """

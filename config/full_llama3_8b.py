@@ -1,6 +1,7 @@
 """LLaMA 3 8B, the official shape.
 
     python train.py config/full_llama3_8b.py
+    torchrun --standalone --nproc_per_node=8 train.py config/full_llama3_8b.py --use_fsdp=True --activation_checkpointing=full
 
 8,030,261,248 parameters; 65,536 tokens a step.
 """

@@ -1,6 +1,7 @@
 """LLaMA 2 at 1.3 B.
 
     python train.py config/full_llama_1.36b.py
+    torchrun --standalone --nproc_per_node=8 train.py config/full_llama_1.36b.py --use_zero1=True
 
 1,294,159,104 parameters; 262,144 tokens a step.
 """

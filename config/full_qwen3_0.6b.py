@@ -1,6 +1,7 @@
 """Qwen3-0.6B, the official shape.
 
     python train.py config/full_qwen3_0.6b.py
+    torchrun --standalone --nproc_per_node=2 train.py config/full_qwen3_0.6b.py --use_zero1=True
 
 596,049,920 parameters, those of the official Qwen3-0.6B; 262,144 tokens a step.
 """

@@ -1,6 +1,7 @@
 """Qwen3 at 1.5 B: twice as wide.
 
     python train.py config/full_qwen3_1.5b.py
+    torchrun --standalone --nproc_per_node=2 train.py config/full_qwen3_1.5b.py --use_zero1=True
 
 1,720,574,976 parameters, those of the official Qwen3-1.7B (1,409,410,048 without embeddings); 393,216 tokens a step.
 """

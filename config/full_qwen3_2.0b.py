@@ -1,6 +1,7 @@
 """Qwen3 at 2 B.
 
     python train.py config/full_qwen3_2.0b.py
+    torchrun --standalone --nproc_per_node=2 train.py config/full_qwen3_2.0b.py --use_fsdp=True
 
 2,084,281,600 parameters; 262,144 tokens a step.
 """

@@ -55,12 +55,13 @@ class World:
             yield
         except Exception as error:
             if re.search(r"gloo|nccl|timed? ?out|closed by peer|connection reset", str(error), re.IGNORECASE):
-                self._name_the_silent(store)
+                # A dead rank is noticed by all at once, a hung one at the end of each rank's own time
+                self._name_the_silent(store, 10.0 if "imed" in str(error) else 2.0)
             raise
         self.barrier()  # without it gloo aborts now and then when the processes end at different moments
         torch.distributed.destroy_process_group()
 
-    def _name_the_silent(self, store: torch.distributed.Store, wait_s: float = 10.0) -> None:
+    def _name_the_silent(self, store: torch.distributed.Store, wait_s: float) -> None:
         """Every rank whose collective failed reports to the store; who does not is dead or hangs."""
         prefix = f"reported/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/"
         silent = list(range(self.size))

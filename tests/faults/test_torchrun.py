@@ -1,0 +1,196 @@
+"""Two ranks under torchrun, under SLURM's srun, and what may happen to them in three weeks. Run by `make test-faults`."""
+
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY_FLAGS, read_events, write_dataset
+
+from training import checkpoint
+
+ROOT = Path(__file__).resolve().parents[2]
+TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc_per_node=2"]
+ENV = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+pytestmark = pytest.mark.timeout(600)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset")
+
+
+def flags(dataset: Path, out_dir: Path, *more: str) -> list[str]:
+    return [*TINY_FLAGS, f"--dataset={dataset}", f"--out_dir={out_dir}", *more]
+
+
+def launch(command: list[str], **env: str) -> subprocess.Popen:
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env=ENV | env, start_new_session=True, **pipes)
+
+
+def finish(command: list[str], **env: str) -> tuple[int, str]:
+    process = launch(command, **env)
+    out, _ = process.communicate(timeout=300)
+    return process.returncode, out
+
+
+def digests(out_dir: Path, step: int) -> dict[str, str]:
+    manifest = checkpoint.load_manifest(checkpoint.checkpoint_path(out_dir, step))
+    return {file: r["sha256"] for file, r in manifest.items() if file.endswith(".safetensors")}
+
+
+def wait_for_step(process: subprocess.Popen, out_dir: Path, step: int) -> None:
+    while not any(e.get("step", 0) >= step for e in complete_events(out_dir)):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+
+
+def complete_events(out_dir: Path) -> list[dict]:
+    """Those of a run that is being written, or was killed while it wrote a line."""
+    try:
+        return read_events(out_dir)
+    except ValueError:
+        return []
+
+
+def ranks_of(process: subprocess.Popen) -> list[int]:
+    """The pids of the two ranks, when both are there."""
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in children if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
+
+
+@pytest.mark.parametrize("strategy", ["--use_zero1=True", "--use_fsdp=True"])
+def test_ctrl_c_leaves_a_resumable_run(dataset, tmp_path, strategy):
+    """As README.md starts it. torchrun passes SIGINT on and itself ends with 1; run_end says what happened."""
+    long = ["--max_iters=400", "--eval_interval=200", strategy]
+    process = launch([*TORCHRUN, "train.py", *flags(dataset, tmp_path / "parts", *long)])
+    wait_for_step(process, tmp_path / "parts", 5)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to all
+    out, _ = process.communicate(timeout=120)
+    assert "stopped by signal SIGINT" in out
+    end = read_events(tmp_path / "parts")[-1]
+    assert end["event"] == "run_end" and end["reason"] == "signal SIGINT"
+    assert checkpoint.find_checkpoint(tmp_path / "parts") == checkpoint.checkpoint_path(tmp_path / "parts", end["step"])
+    assert finish([*TORCHRUN, "train.py", *flags(dataset, tmp_path / "parts", *long)])[0] == 0
+    assert finish([*TORCHRUN, "train.py", *flags(dataset, tmp_path / "whole", *long)])[0] == 0
+    assert digests(tmp_path / "whole", 400) == digests(tmp_path / "parts", 400)
+
+
+def test_usr1_reaches_the_ranks_through_torchrun(dataset, tmp_path):
+    run = flags(dataset, tmp_path / "a", "--max_iters=4000", "--eval_interval=2000")
+    process = launch([*TORCHRUN, "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1", "train.py", *run])
+    wait_for_step(process, tmp_path / "a", 5)
+    process.send_signal(signal.SIGUSR1)
+    process.communicate(timeout=120)
+    assert read_events(tmp_path / "a")[-1]["reason"] == "signal SIGUSR1"
+
+
+@pytest.mark.parametrize("kind", ["kill", "die"])
+def test_a_lost_rank_brings_the_run_back_from_its_last_checkpoint(dataset, tmp_path, kind):
+    faulty = [*TORCHRUN, "--max-restarts=1", "tests/faults/faulty_train.py"]
+    code, out = finish([*faulty, f"{kind}:1:4", *flags(dataset, tmp_path / "parts", "--use_fsdp=True")])
+    assert code == 0, out
+    assert finish([*TORCHRUN, "train.py", *flags(dataset, tmp_path / "whole", "--use_fsdp=True")])[0] == 0
+    assert [e["start_step"] for e in read_events(tmp_path / "parts", "run_start")] == [0, 3]
+    assert digests(tmp_path / "whole", 6) == digests(tmp_path / "parts", 6)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_hung_rank_ends_the_job_and_is_named(dataset, tmp_path, rank):
+    run = flags(dataset, tmp_path / "a", "--dist_timeout_s=8")
+    start = time.monotonic()
+    code, out = finish([*TORCHRUN, "tests/faults/faulty_train.py", f"hang:{rank}:4", *run], TORCH_ELASTIC_SHUTDOWN_TIMEOUT="2")
+    assert code == 1 and f"rank {1 - rank}: rank {rank} does not answer" in out, out
+    assert time.monotonic() - start < 120
+    assert checkpoint.find_checkpoint(tmp_path / "a") == checkpoint.checkpoint_path(tmp_path / "a", 3)
+
+
+def test_twenty_random_kills_change_nothing(dataset, tmp_path):
+    """kill -9 of a random rank at a random moment, twenty times: in steps, evaluations, saves and while starting."""
+    long = ["--max_iters=1500", "--eval_interval=40", "--checkpoint_interval=10", "--use_zero1=True"]
+    assert finish([*TORCHRUN, "train.py", *flags(dataset, tmp_path / "whole", *long)])[0] == 0
+    process = launch([*TORCHRUN, "--max-restarts=25", "train.py", *flags(dataset, tmp_path / "parts", *long)])
+    rng, kills, dead = random.Random(0), 0, set()
+    while kills < 20:
+        assert process.poll() is None, process.communicate()[0]
+        alive = [pid for pid in ranks_of(process) if pid not in dead]
+        if len(alive) < 2:
+            time.sleep(0.05)
+            continue
+        if kills % 5:  # else while it starts
+            n_runs = len(list((tmp_path / "parts").glob("run_*.jsonl")))
+            while process.poll() is None and len(list((tmp_path / "parts").glob("run_*.jsonl"))) == n_runs == kills + 1:
+                time.sleep(0.05)
+        time.sleep(rng.uniform(0, 8))
+        victim = rng.choice(alive)
+        if process.poll() is None and Path(f"/proc/{victim}").exists():
+            os.kill(victim, signal.SIGKILL)
+            dead |= set(alive)
+            kills += 1
+    out, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, out
+    assert len(read_events(tmp_path / "whole", "checkpoint")) == 150
+    assert digests(tmp_path / "whole", 1500) == digests(tmp_path / "parts", 1500)
+
+
+def test_two_nodes_by_the_script(dataset, tmp_path):
+    port = free_port()
+    env = {"NODES": "2", "GPUS": "1", "ENDPOINT": f"127.0.0.1:{port}", "TORCHRUN": TORCHRUN[0]}
+    run = ["scripts/torchrun_nodes.sh", *flags(dataset, tmp_path / "a", "--use_fsdp=True")]
+    nodes = [launch(run, **env) for _ in range(2)]
+    for node in nodes:
+        out, _ = node.communicate(timeout=200)
+        assert node.returncode == 0, out
+    start, *_, end = read_events(tmp_path / "a")
+    assert start["hardware"]["world_size"] == 2 and end["reason"] == "done"
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+SRUN = """#!/usr/bin/env bash
+# Two tasks of one node, as srun starts them; USR1 goes to the tasks.
+shift  # --kill-on-bad-exit=1
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 "$@" & pids[$i]=$!; done
+trap 'kill -USR1 "${pids[@]}"' USR1
+code=0
+for pid in "${pids[@]}"; do
+    while kill -0 $pid 2>/dev/null; do wait $pid; done
+    wait $pid; c=$?; [ $c -gt $code ] && code=$c
+done
+exit $code
+"""
+SCONTROL = """#!/usr/bin/env bash
+if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$FAKE_SLURM/scontrol.log"; fi
+"""
+
+
+def test_slurm_queues_the_job_again_until_it_is_done(dataset, tmp_path):
+    """scripts/train.slurm with stand-ins for srun and scontrol: USR1 before the time limit, then a second allocation."""
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE_SLURM": str(tmp_path), "PYTHON": sys.executable}
+    env |= {"SLURM_JOB_ID": str(free_port() - 20000), "SLURM_JOB_NODELIST": "node0", "SLURM_SUBMIT_DIR": str(ROOT)}
+    run = ["scripts/train.slurm", *flags(dataset, tmp_path / "a", "--max_iters=400", "--eval_interval=200")]
+    first = launch(run, **env)
+    wait_for_step(first, tmp_path / "a", 5)
+    subprocess.run(["pkill", "-USR1", "-f", f"{tmp_path}/srun"], check=True)
+    out, _ = first.communicate(timeout=120)
+    assert first.returncode == 0, out
+    assert re.fullmatch(r"requeue \d+\n", (tmp_path / "scontrol.log").read_text())
+    assert read_events(tmp_path / "a")[-1]["reason"] == "signal SIGUSR1"
+    code, out = finish(run, **env)
+    assert code == 0, out
+    assert read_events(tmp_path / "a")[-1]["reason"] == "done"
+    assert (tmp_path / "scontrol.log").read_text().count("requeue") == 1
