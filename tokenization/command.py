@@ -77,7 +77,14 @@ def run(
         print(f"{doc}\n{PrepareConfig.__doc__}\n{_flags_help()}")
         return 0
     logging.basicConfig(format="%(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    signals: list[int] = []
+
+    def stop(number: int, frame: object) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     with user_errors():
         words, flags = parse_flags(argv, get_type_hints(PrepareConfig))
         c = PrepareConfig(**{"tokenizer": tokenizer, "out_dir": str(folder), "source_field": source_field, **flags})
@@ -123,6 +130,7 @@ def run(
                 in_words=in_words,
                 allow_empty=task is not None,
                 show_progress=True,
+                stopping=lambda: bool(signals),
             )
         except KeyboardInterrupt:
             print(f"stopped; the same command goes on with {out_dir}", file=sys.stderr)

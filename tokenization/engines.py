@@ -104,7 +104,9 @@ def choose_engine(name: str, tokenizer_json: bytes, sample: Sequence[str]) -> tu
         if name != "auto":
             raise
         return REFERENCE, reference, f"{error}; using {REFERENCE}, which is some 50 times slower"
-    except Exception as error:  # a kind of tokenizer.json that it does not know
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a kind of tokenizer.json that it does not know; a Rust panic is no Exception
         return REFERENCE, reference, f"engine {chosen} cannot load this tokenizer ({_in_words(error)}); using {REFERENCE}"
     if difference := first_difference(engine, reference, [*HARD_CASES, *sample]):
         return REFERENCE, reference, f"engine {chosen} differs from {REFERENCE} {difference}; using {REFERENCE}"
@@ -116,7 +118,9 @@ def first_difference(engine: Encode, reference: Encode, texts: Sequence[str]) ->
     texts = list(texts)
     try:
         ids, lengths = engine(texts)
-    except Exception as error:
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # a Rust panic is no Exception
         return f"in that it fails ({_in_words(error)})"
     expected_ids, expected_lengths = reference(texts)
     if np.array_equal(ids, expected_ids) and np.array_equal(lengths, expected_lengths):
@@ -133,7 +137,7 @@ def first_difference(engine: Encode, reference: Encode, texts: Sequence[str]) ->
     return "in ids that belong to no document"
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

@@ -143,7 +143,7 @@ class Worker:
 
 STATISTICS = ("documents", "tokens", "text_bytes", "longest_document_bytes")
 
-_worker: Worker | Exception | None = None  # of this process, where it is one of the pool
+_worker: Worker | BaseException | None = None  # of this process, where it is one of the pool
 
 
 def _start_worker(engine: str, tokenizer_json: bytes, eot_id: int, length: int, val_fraction: float) -> None:
@@ -151,7 +151,7 @@ def _start_worker(engine: str, tokenizer_json: bytes, eot_id: int, length: int, 
     _watch_parent()
     try:
         _worker = Worker(engines.ENGINES[engine](tokenizer_json), eot_id, length, val_fraction)
-    except Exception as error:  # the check, under way in another process, will say it
+    except BaseException as error:  # a Rust panic is no Exception. The check, under way in another process, will say it
         _worker = error
 
 
@@ -167,8 +167,8 @@ def _die_with_parent() -> None:
 
 
 def _work(batch: Batch | None) -> Tokenized | None:
-    if isinstance(_worker, Exception):
-        raise _worker
+    if isinstance(_worker, BaseException):
+        raise RuntimeError(f"the engine cannot be loaded: {_worker}") from _worker
     return _worker(batch) if batch else None
 
 
@@ -211,12 +211,13 @@ def prepare(
     in_words: str | None = None,
     allow_empty: bool = False,
     show_progress: bool = False,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
     """Writes the dataset into out_dir, or goes on with it, and returns what meta.json holds.
 
     `workers` defaults to the cores, of which the bytes do not depend; `expected_tokens` estimates the disk where the source
     does not tell its size; `in_words` is meta.json's `source`; `allow_empty` lets a share of a larger whole have no held-out
-    documents. Raises ValueError, FileNotFoundError, ImportError or OSError, each in one line, where the input is wrong, the
+    documents; once `stopping` gives True it raises KeyboardInterrupt. Raises ValueError, FileNotFoundError, ImportError or OSError, each in one line, where the input is wrong, the
     disk too small, or out_dir holds something else; what is there stays as it is then.
     """
     say = tqdm.write if show_progress else lambda line: None
@@ -279,6 +280,8 @@ def prepare(
         with bar:
             batches = _limited(source.batches(state["position"]), state["rows"], job.limit)
             for batch, result in _in_order(batches, submit, workers + 2, times):
+                if stopping():  # the handler's own exception is lost where it strikes in a __del__ or a weakref's callback
+                    raise KeyboardInterrupt
                 t = time.perf_counter()
                 if result is not None:
                     for split, (ids, lengths, text_bytes) in result.splits.items():

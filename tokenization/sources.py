@@ -62,11 +62,12 @@ class Source(Protocol):
 
 
 def find_files(sources: Sequence[str | Path]) -> list[Path]:
-    """The files that paths, folders (searched through) and glob patterns (** included) name: each once, sorted by path.
+    """The files that paths, folders (searched through) and glob patterns (** included) name: each once, however many
+    patterns and links lead to it, sorted by path.
 
     Raises FileNotFoundError where one names nothing, ValueError where a named file is of no known format.
     """
-    found: dict[Path, None] = {}
+    found: dict[Path, Path] = {}  # by where it really lies
     for source in map(str, sources):
         path = Path(source)
         if path.is_dir():
@@ -82,8 +83,9 @@ def find_files(sources: Sequence[str | Path]) -> list[Path]:
         for file in files:
             if format_of(file) is None:
                 raise ValueError(f"{file} is of no known format: {', '.join(FORMATS)}, plain or {' or '.join(COMPRESSIONS)}")
-            found[file] = None
-    return sorted(found)
+            real = file.resolve()
+            found[real] = min(file, found.get(real, file))
+    return sorted(found.values())
 
 
 def format_of(file: Path) -> str | None:

@@ -120,6 +120,14 @@ def fails(texts, ids, lengths):
     raise OverflowError("too much\nof it")
 
 
+class Panic(BaseException):
+    """As pyo3's PanicException, no Exception."""
+
+
+def panics(texts, ids, lengths):
+    raise Panic("index out of bounds")
+
+
 @pytest.mark.parametrize(
     "fault, message",
     [
@@ -129,6 +137,7 @@ def fails(texts, ids, lengths):
         (lambda texts, ids, lengths: (ids, np.append(lengths, 0)), r"differs from tokenizers in the number of documents"),
         (lambda texts, ids, lengths: (ids[: sum(lengths[:5])], lengths[:5]), r"differs from tokenizers"),
         (fails, r"differs from tokenizers in that it fails \(too much"),
+        (panics, r"differs from tokenizers in that it fails \(index out of bounds\)"),
     ],
 )
 def test_a_broken_engine_is_replaced(toy_json, monkeypatch, fault, message):
@@ -147,9 +156,10 @@ def test_a_fault_is_found_in_the_documents_of_the_run(toy_json, monkeypatch):
     assert choose_engine("auto", toy_json, ["only hay", "and a needle"])[0] == "tokenizers"
 
 
-def test_a_tokenizer_that_an_engine_cannot_load(toy_json, monkeypatch):
+@pytest.mark.parametrize("kind", [RuntimeError, Panic])
+def test_a_tokenizer_that_an_engine_cannot_load(toy_json, monkeypatch, kind):
     def refuse(tokenizer_json):
-        raise RuntimeError("unknown\nkind")
+        raise kind("unknown\nkind")
 
     monkeypatch.setitem(ENGINES, "fastokens", refuse)
     name, _, warning = choose_engine("auto", toy_json, [])

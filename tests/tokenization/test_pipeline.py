@@ -214,9 +214,10 @@ def toy(toy_folder, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def restored_signals():
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 TEXTS = [f"text {i} " + PIECES[i % len(PIECES)] * (i % 4) for i in range(600)]
@@ -596,11 +597,37 @@ def test_a_signal_stops_with_75(toy_folder, tmp_path, number):
     while not (tmp_path / "out/progress.json").exists():
         assert process.poll() is None
         time.sleep(0.02)
+    os.kill(process.pid, signal.SIGSTOP)  # so that it cannot finish before the signal is there
+    assert json.loads((tmp_path / "out/progress.json").read_bytes())["rows"] < 20_000
     os.kill(process.pid, number)
+    os.kill(process.pid, signal.SIGCONT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
     assert errors.splitlines()[-1] == f"stopped; the same command goes on with {tmp_path / 'out'}"
     assert "Traceback" not in errors and wait_for_the_end_of(process.pid) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_in_a_destructor_is_not_lost(toy_folder, corpus, tmp_path, in_this_process, monkeypatch, number, capsys):
+    """Python throws away what a handler raises there."""
+
+    class Signals:
+        def __del__(self):
+            signal.raise_signal(number)
+
+    add, left = pipeline.add_statistics, [Signals()]
+
+    def add_and_collect(*arguments):
+        left.clear()
+        add(*arguments)
+
+    monkeypatch.setattr(pipeline, "add_statistics", add_and_collect)
+    flags = f"--source={corpus}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'out'}", "--workers=1"
+    assert custom(*flags, "--val_fraction=0.1") == 75
+    assert (tmp_path / "out/progress.json").is_file() and not (tmp_path / "out/meta.json").exists()
+    monkeypatch.undo()
+    assert custom(*flags, "--val_fraction=0.1") == 0 and verify(tmp_path / "out") == []
 
 
 # Several machines

@@ -454,3 +454,14 @@ def test_hub_dataset_without_a_network(offline):
     with pytest.raises(FileNotFoundError, match=r"cannot be had from the hub .*--source=FILES") as error:
         HubSource("no-such-user/no-such-dataset")
     assert "\n" not in str(error.value)
+
+
+def test_a_file_reached_twice_is_read_once(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jsonl").write_text("{}\n")
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "a.jsonl")
+    (tmp_path / "more").symlink_to(tmp_path, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    twice = ["*.jsonl", tmp_path / "a.jsonl", "more/b.jsonl", tmp_path]
+    for sources in (twice, twice[::-1]):
+        assert [file.name for file in find_files(sources)] == ["a.jsonl", "b.jsonl"]
