@@ -10,6 +10,7 @@ tokenization/command.py is its command line; docs/DATA.md describes the flags.
 """
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -217,7 +218,8 @@ def prepare(
 
     `workers` defaults to the cores, of which the bytes do not depend; `expected_tokens` estimates the disk where the source
     does not tell its size; `in_words` is meta.json's `source`; `allow_empty` lets a share of a larger whole have no held-out
-    documents; once `stopping` gives True it raises KeyboardInterrupt. Raises ValueError, FileNotFoundError, ImportError or OSError, each in one line, where the input is wrong, the
+    documents; once `stopping` gives True it raises KeyboardInterrupt. Raises ValueError, FileNotFoundError, ImportError
+    or OSError, each in one line, where the input is wrong, the
     disk too small, or out_dir holds something else; what is there stays as it is then.
     """
     say = tqdm.write if show_progress else lambda line: None
@@ -248,6 +250,9 @@ def prepare(
             submit = pools.enter_context(_pool(workers, chosen, tokenizer, job))
         _check_disk(out_dir, source, sample, sample_tokens, job, expected_tokens, progress, say)
         out_dir.mkdir(parents=True, exist_ok=True)
+        pools.enter_context(_alone_in(out_dir))
+        if (out_dir / "meta.json").is_file() or _read_progress(out_dir, identity) != progress:
+            raise ValueError(f"{out_dir} was written by another prepare.py meanwhile: repeat the command")
         say(f"tokenizer {tokenizer.name} ({tokenizer.length:,} tokens), engine {chosen}, workers {workers}")
         del sample
 
@@ -347,6 +352,19 @@ def _finished(out_dir: Path, identity: dict[str, Any], say: Callable[[str], None
     (out_dir / "progress.json").unlink(missing_ok=True)
     say(f"{out_dir} is complete already; --verify reads it again")
     return meta
+
+
+@contextlib.contextmanager
+def _alone_in(out_dir: Path) -> Iterator[None]:
+    """Two that write the same shards would mix their bytes. The lock is the folder's own and ends with the process."""
+    descriptor = os.open(out_dir, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ValueError(f"another prepare.py is at work in {out_dir}: wait for it, or pass another --out_dir") from None
+    finally:
+        os.close(descriptor)
 
 
 def _read_progress(out_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | None:

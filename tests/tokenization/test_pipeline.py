@@ -630,6 +630,23 @@ def test_a_signal_in_a_destructor_is_not_lost(toy_folder, corpus, tmp_path, in_t
     assert custom(*flags, "--val_fraction=0.1") == 0 and verify(tmp_path / "out") == []
 
 
+def test_two_at_once_in_one_folder(toy_folder, corpus, tmp_path, in_this_process, monkeypatch, capsys):
+    flags = f"--source={corpus}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'out'}", "--val_fraction=0.1"
+    add, said = pipeline.add_statistics, []
+
+    def add_and_start_another(*arguments):
+        monkeypatch.setattr(pipeline, "add_statistics", add)
+        with pytest.raises(SystemExit) as stop:
+            custom(*flags)
+        said.append((stop.value.code, capsys.readouterr().err))  # behind the progress bar of the first
+        add(*arguments)
+
+    monkeypatch.setattr(pipeline, "add_statistics", add_and_start_another)
+    assert custom(*flags) == 0 and verify(tmp_path / "out") == []
+    ((code, message),) = said
+    assert code == 2 and "another prepare.py is at work in" in message
+
+
 # Several machines
 
 

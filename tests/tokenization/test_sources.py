@@ -463,5 +463,5 @@ def test_a_file_reached_twice_is_read_once(tmp_path, monkeypatch):
     (tmp_path / "more").symlink_to(tmp_path, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     twice = ["*.jsonl", tmp_path / "a.jsonl", "more/b.jsonl", tmp_path]
-    for sources in (twice, twice[::-1]):
-        assert [file.name for file in find_files(sources)] == ["a.jsonl", "b.jsonl"]
+    for named in (twice, twice[::-1]):
+        assert [file.name for file in find_files(named)] == ["a.jsonl", "b.jsonl"]
