@@ -13,5 +13,7 @@ cd "$(dirname "$0")/.."
 # Ctrl-C and a scheduler's signals go on to the ranks (USR1 too, from torch 2.13 on), which then have five minutes to save
 export PET_SIGNALS_TO_HANDLE=${PET_SIGNALS_TO_HANDLE:-SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1}
 export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-300}
+# A new store for every restart: torchrun's shared one keeps the addresses of ranks that are dead
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 exec "${TORCHRUN:-torchrun}" --nnodes="$NODES" --nproc_per_node="${GPUS:-gpu}" --max_restarts="${RESTARTS:-3}" \
     --rdzv_backend=c10d --rdzv_endpoint="$ENDPOINT" --rdzv_id="${RUN_ID:-train}" train.py "$@"

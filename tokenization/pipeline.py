@@ -244,7 +244,7 @@ def prepare(
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_watch_parent) as checker:
             chosen, warning, sample_tokens = checker.submit(_check_engine, engine, tokenizer.json, sample.texts).result()
         if warning:
-            logging.getLogger("nanofoundry").warning(warning)
+            _warn(warning)
         if chosen != likely:
             pools.close()
             submit = pools.enter_context(_pool(workers, chosen, tokenizer, job))
@@ -354,15 +354,22 @@ def _finished(out_dir: Path, identity: dict[str, Any], say: Callable[[str], None
     return meta
 
 
+def _warn(message: str) -> None:
+    logging.getLogger("nanofoundry").warning(message)
+
+
 @contextlib.contextmanager
 def _alone_in(out_dir: Path) -> Iterator[None]:
     """Two that write the same shards would mix their bytes. The lock is the folder's own and ends with the process."""
     descriptor = os.open(out_dir, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"another prepare.py is at work in {out_dir}: wait for it, or pass another --out_dir") from None
+        except OSError as error:  # some network file systems have no locks
+            _warn(f"{out_dir} cannot be locked ({error.strerror}): see to it that no other prepare.py writes there")
         yield
-    except BlockingIOError:
-        raise ValueError(f"another prepare.py is at work in {out_dir}: wait for it, or pass another --out_dir") from None
     finally:
         os.close(descriptor)
 

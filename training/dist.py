@@ -49,6 +49,10 @@ class World:
             return
         timeout = timedelta(seconds=timeout_s)
         store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+        if os.environ.get("GROUP_WORLD_SIZE") == "1":
+            # torchrun keeps one store over all restarts: without a prefix a rank may read where one that is dead listened.
+            # Nodes count their restarts each by itself; scripts/torchrun_nodes.sh has a new store for every restart instead.
+            store = torch.distributed.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         try:
@@ -63,13 +67,12 @@ class World:
 
     def _name_the_silent(self, store: torch.distributed.Store, wait_s: float) -> None:
         """Every rank whose collective failed reports to the store; who does not is dead or hangs."""
-        prefix = f"reported/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/"
         silent = list(range(self.size))
         try:
-            store.set(f"{prefix}{self.rank}", socket.gethostname())
+            store.set(f"reported/{self.rank}", socket.gethostname())
             deadline = time.monotonic() + wait_s
             while silent and time.monotonic() < deadline:
-                silent = [rank for rank in silent if not store.check([f"{prefix}{rank}"])]
+                silent = [rank for rank in silent if not store.check([f"reported/{rank}"])]
                 time.sleep(0.1)
         except RuntimeError:  # the store lives in rank 0, or in torchrun on its machine
             silent = [0]

@@ -165,8 +165,9 @@ for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 "$@" & pids[$i]
 trap 'kill -USR1 "${pids[@]}"' USR1
 code=0
 for pid in "${pids[@]}"; do
-    while kill -0 $pid 2>/dev/null; do wait $pid; done
-    wait $pid; c=$?; [ $c -gt $code ] && code=$c
+    wait $pid; c=$?
+    while [ $c -gt 128 ]; do wait $pid; c=$?; done  # the trap interrupts it
+    [ $c -gt $code ] && code=$c
 done
 exit $code
 """

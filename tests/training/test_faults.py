@@ -188,8 +188,8 @@ def test_a_skipped_step_leaves_no_trace(optimizer):
 
 
 def small_model(optimizer: str = "adamw") -> tuple:
-    config = get_preset_config("qwen3", n_layer=1, n_embd=16, n_head=2, num_key_value_heads=1, head_dim=8, d_ff=16, block_size=8,
-                               vocab_size=11)  # fmt: skip
+    shape = {"n_layer": 1, "n_embd": 16, "n_head": 2, "num_key_value_heads": 1, "head_dim": 8, "d_ff": 16}
+    config = get_preset_config("qwen3", **shape, block_size=8, vocab_size=11)
     model = model_builder.ConfigurableGPT(config)
     optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer), torch.device("cpu"))
     x = torch.arange(8)[None]
@@ -223,7 +223,7 @@ class DeathAt:
     def open(self, file: object, mode: str = "r") -> object:
         if self.tick():
             os._exit(9)
-        opened = builtins.open(file, mode, buffering=0)
+        opened = builtins.open(file, mode, buffering=0)  # noqa: SIM115 closed by what wraps it
         if "w" not in mode:
             return opened
         write, death = opened.write, self
