@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -212,10 +213,104 @@ def test_resume_refuses_another_model_or_another_order(run, tmp_path, dataset, c
     assert "no intact checkpoint" in capsys.readouterr().err
 
 
-def test_more_than_one_rank_is_refused(run, monkeypatch, capsys):
+def test_a_world_without_torchrun_is_refused(run, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert exit_code(run, "a") == 2
-    assert "WORLD_SIZE=2" in capsys.readouterr().err
+    assert re.search(r"WORLD_SIZE=2.*start with torchrun", capsys.readouterr().err)
+
+
+def test_an_asynchronous_checkpoint_is_written_while_steps_go_on(run, tmp_path, monkeypatch):
+    run("sync")
+    plain = checkpoint.write_durably
+
+    def slowly(file: Path, parts: object) -> dict:
+        time.sleep(0.1 if "partial_step_00000003" in str(file) else 0)
+        return plain(file, parts)
+
+    monkeypatch.setattr(checkpoint, "write_durably", slowly)
+    assert run("async", "--async_checkpoint") == 0
+    events = [(e["event"], e["step"]) for e in read_events(tmp_path / "async") if e["event"] in ("train", "checkpoint")]
+    assert events.index(("checkpoint", 3)) > events.index(("train", 4))
+    first, _ = read_events(tmp_path / "async", "checkpoint")
+    assert first["saved_ms"] > 300 > first["blocked_ms"]
+    for step in (3, 6):  # what is written is the state of its step, though the weights have moved on
+        ours, theirs = weights(tmp_path / "async", step), weights(tmp_path / "sync", step)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_signals_while_saving_and_before_the_first_step(run, tmp_path, monkeypatch):
+    flags = ["--max_iters=8", "--eval_interval=4", "--dropout=0.1"]
+    run("whole", *flags)
+    plain = checkpoint.write_durably
+
+    def interrupted(file: Path, parts: object) -> dict:
+        if "step_00000004" in str(file) and file.name == "optimizer.safetensors":
+            signal.raise_signal(signal.SIGUSR1)
+        return plain(file, parts)
+
+    def early(*args: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        return None
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "check_space", early)  # the last thing before the loop
+        assert run("parts", *flags) == 75
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_durably", interrupted)
+        assert run("parts", *flags) == 75
+    assert run("parts", *flags) == 0
+    assert [e["start_step"] for e in read_events(tmp_path / "parts", "run_start")] == [0, 0, 5]
+    whole, parts = weights(tmp_path / "whole", 8), weights(tmp_path / "parts", 8)
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_no_room_for_a_checkpoint_is_said_before_the_run(run, tmp_path, monkeypatch, capsys):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    assert exit_code(run, "a") == 2 and not (tmp_path / "a").exists()
+    assert "one checkpoint takes" in capsys.readouterr().err
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=600_000))
+    assert run("a") == 0 and "more checkpoints take" in capsys.readouterr().out
+
+
+def test_the_log_survives_a_full_disk(run, tmp_path, monkeypatch, caplog):
+    from training import metrics
+
+    class Full:
+        def __init__(self, file: object) -> None:
+            self.file, self.calls = file, 0
+
+        def write(self, data: bytes) -> int:
+            self.calls += 1
+            if 3 <= self.calls < 6:
+                raise OSError(28, "No space left on device")
+            return self.file.write(data[:100])
+
+    plain = metrics.RunLog.__init__
+
+    def init(self, *args: object) -> None:
+        plain(self, *args)
+        self._file = Full(self._file)
+
+    monkeypatch.setattr(metrics.RunLog, "__init__", init)
+    assert run("a") == 0
+    assert [e["step"] for e in read_events(tmp_path / "a", "train")] == [1, 2, 3, 4, 5, 6]
+    assert "No space left on device" in caplog.text
+
+
+def test_a_wandb_run_goes_on_under_its_id(run, monkeypatch):
+    seen = []
+
+    class Wandb(FakeWandb):
+        def init(self, **settings: object) -> FakeWandb:
+            seen.append((settings["id"], settings["resume"]))
+            return self
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb("nothing"))
+    for steps in (3, 6):
+        run("a", "--wandb_log", f"--max_iters={steps}", "--lr_decay_iters=6")
+    run("b", "--wandb_log")
+    assert seen[0] == seen[1] != seen[2] and seen[0][1] == "allow"
 
 
 class FakeWandb:

@@ -31,7 +31,8 @@ def evaluate(
         valid = int((batch[1] != -100).sum())  # counted before the transfer: no wait for the device
         with autocast:
             _, loss = model(*(tensor.to(device) for tensor in batch))
-        total += loss * valid
+        if valid:
+            total += loss * valid
         count += valid
     model.train(was_training)
     sums = world.sum(torch.tensor([total.item(), count], dtype=torch.float64))

@@ -97,9 +97,7 @@ class DDP(Strategy):
             **{buffers: False},
         )
         if self.config.reduce_dtype == "bfloat16":
-            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-
-            self._ddp.register_comm_hook(None, bf16_compress_hook)
+            self._ddp.register_comm_hook(self.world.size, average_in_bf16)
         self._settle_buckets(model)
         return self._ddp
 
@@ -117,6 +115,14 @@ class DDP(Strategy):
         return contextlib.nullcontext() if last else self._ddp.no_sync()
 
 
+def average_in_bf16(world_size: int, bucket: torch.distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    """DDP's communication hook. torch's own bf16_compress_hook does the same, but refuses gloo."""
+    gradients = bucket.buffer()
+    half = gradients.to(torch.bfloat16).div_(world_size)
+    work = torch.distributed.all_reduce(half, async_op=True)
+    return work.get_future().then(lambda done: gradients.copy_(done.value()[0]))
+
+
 class Sharded(Strategy):
     """FSDP2: block by block, weights, gradients and optimizer state are shards along the first dimension.
 
@@ -127,7 +133,7 @@ class Sharded(Strategy):
         self, config: TrainConfig, world: World, device: torch.device, dtype: torch.dtype, reshard: bool, mesh_shape: tuple
     ) -> None:
         super().__init__(config, world, device, dtype)
-        self.name = "fsdp" if reshard else "zero1"
+        self.name = ("fsdp" if reshard else "zero1") + ("" if len(mesh_shape) == 1 else f" {mesh_shape[0]}x{mesh_shape[1]}")
         self.reshard = reshard
         names = ("replicate", "shard")[-len(mesh_shape) :]
         self.mesh = torch.distributed.init_device_mesh(device.type, mesh_shape, mesh_dim_names=names)

@@ -195,6 +195,13 @@ ELSEWHERE = {
     "init_from": "test_train: test_finished_scratch_and_kept_checkpoints",
     "keep_last": "test_train: test_finished_scratch_and_kept_checkpoints",
     "always_save_checkpoint": "test_train: test_finished_scratch_and_kept_checkpoints",
+    "async_checkpoint": "test_train: test_an_asynchronous_checkpoint_is_written_while_steps_go_on",
+    "hybrid_shard_size": "test_parallel: test_what_a_rank_holds",
+    "reduce_dtype": "test_parallel: test_gradients_may_travel_in_bf16",
+    "activation_checkpointing": "test_parallel: test_recomputation_saves_memory",
+    "dist_timeout_s": "faults/test_torchrun: test_a_hung_rank_ends_the_job_and_is_named",
+    "max_bad_steps": "test_faults: test_too_many_of_them_end_the_run",
+    "spike_factor": "test_faults: test_spikes_are_skipped_when_asked_for",
     "wandb_log": "test_train: test_wandb_never_stops_a_run",
     "wandb_project": "test_wandb_names",
     "wandb_run_name": "test_wandb_names",
@@ -325,7 +332,9 @@ def test_every_train_field_from_a_file_and_from_a_flag(tmp_path):
     defaults = TrainConfig()
     other = {"optimizer": "muon", "lr_schedule": "wsd", "data_dtype": "uint32", "dtype": "float16", "init_from": "hf:x",
              "arch_preset": "llama2", "beta1": 0.5, "beta2": 0.5, "wsd_decay_fraction": 0.5, "min_lr": 1e-6,
-             "muon_learning_rate": 0.5, "lr_decay_iters": 9, "checkpoint_interval": 9, "wandb_run_name": "w"}  # fmt: skip
+             "muon_learning_rate": 0.5, "lr_decay_iters": 9, "checkpoint_interval": 9, "wandb_run_name": "w",
+                 "hybrid_shard_size": 8, "reduce_dtype": "bfloat16", "activation_checkpointing": "full",
+                 "spike_factor": 3.0}  # fmt: skip
     for name in TRAIN_FIELDS:
         was = getattr(defaults, name)
         if name in other:

@@ -1,6 +1,8 @@
 """One truth: single, DDP, ZeRO-1, FSDP and hybrid sharding compute the same, and read each other's checkpoints."""
 
 import itertools
+import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -8,10 +10,14 @@ import pytest
 import torch
 from conftest import read_events, write_dataset
 from ranks import spawn, train_all
+from torch.distributed.tensor import DTensor
 
 from model_builder import ConfigurableGPT
+from model_config import get_preset_config
 from training import checkpoint
 from training.config import load_config
+from training.dist import World
+from training.parallel import build_strategy
 
 STRATEGIES = {
     1: {"single": []},
@@ -28,8 +34,9 @@ WORLDS = [(size, name) for size, names in STRATEGIES.items() for name in names]
 # Odd sizes: 97, 50 and 10 rows do not divide by 4
 SHAPE = (
     "--arch_preset=qwen3 --n_layer=2 --n_embd=36 --n_head=2 --num_key_value_heads=1 --head_dim=10 --d_ff=50 --block_size=16 "
-    "--vocab_size=97 --batch_size=2 --gradient_accumulation_steps=8 --max_iters=20 --lr_decay_iters=20 "
-    "--warmup_iters=2 --learning_rate=1e-3 --min_lr=1e-4 --eval_interval=10 --eval_iters=5 --log_interval=1 --device=cpu --dtype=float32 --compile=False --seed=7"
+    "--vocab_size=97 --batch_size=2 --gradient_accumulation_steps=8 --max_iters=20 --lr_decay_iters=20 --warmup_iters=2 "
+    "--learning_rate=1e-3 --min_lr=1e-4 --eval_interval=10 --eval_iters=5 --log_interval=1 --device=cpu --dtype=float32 "
+    "--compile=False --seed=7"
 ).split()
 VARIANTS = {
     "tied": ["--weight_tying=True"],
@@ -144,16 +151,99 @@ def test_going_on_at_the_same_size_is_bit_exact(runs, variant):
             assert len(tensors) == 2 * size and all(digests[0][f] == digests[1][f] for f in tensors)
 
 
-def test_the_optimizer_state_is_divided(runs):
-    """Each rank of N writes its N-th of the state, to 5 %; together they write it once."""
-    whole = bytes_of_optimizer(runs / "1-single-untied")
-    for size, name in WORLDS[1:]:
-        per_rank = bytes_of_optimizer(runs / f"{size}-{name}-untied")
-        assert sum(per_rank) == pytest.approx(whole[0], rel=0.05)  # headers
-        if name in ("zero1", "fsdp"):
-            assert len(per_rank) == size and max(per_rank) < 1.2 * whole[0] / size
+def held(world: World, folder: Path) -> None:
+    """Writes what this rank holds in bytes, of weights and of optimizer state, after a step under each strategy."""
+    shape = {"n_layer": 2, "n_embd": 64, "n_head": 4, "num_key_value_heads": 2, "head_dim": 16, "d_ff": 192}
+    model_config = get_preset_config("qwen3", **shape, block_size=8, vocab_size=512)
+    for name, flags in STRATEGIES[world.size].items():
+        config = load_config([*flags, "--compile=False"])[1]
+        strategy = build_strategy(config, world, torch.device("cpu"), torch.float32)
+        with torch.device("meta"):
+            model = ConfigurableGPT(model_config)
+        forward = strategy.wrap(model, seed=0)
+        optimizers = strategy.optimizers(model, config)
+        x = torch.arange(8)[None]
+        forward(x, x)[1].backward()
+        strategy.clip(model, 1.0)
+        optimizers[0].step()
+        bytes_of = {"weights": 0, "state": 0}
+        for key, tensor in strategy.tensors(model, optimizers).items():
+            local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+            bytes_of["state" if "/" in key else "weights"] += local.nbytes
+        (folder / f"{world.size}-{name}-{world.rank}.json").write_text(json.dumps({**bytes_of, "name": strategy.name}))
 
 
-def bytes_of_optimizer(out_dir: Path) -> list[int]:
-    manifest = checkpoint.load_manifest(checkpoint.checkpoint_path(out_dir, 20))
-    return [record["bytes"] for file, record in manifest.items() if file.startswith("optimizer")]
+def test_what_a_rank_holds(tmp_path):
+    """Optimizer state and fp32 weights are an N-th each, to 5 %; in hybrid sharding by the ranks of a group."""
+    for size in STRATEGIES:
+        spawn(size, held, tmp_path)
+    of = {f.stem: json.loads(f.read_text()) for f in tmp_path.glob("*.json")}
+    whole = of["1-single-0"]
+    for size, name in WORLDS:
+        parts = {"zero1": size, "fsdp": size, "hybrid": 2}.get(name, 1)
+        for rank in range(size):
+            for what in ("weights", "state"):
+                assert of[f"{size}-{name}-{rank}"][what] == pytest.approx(whole[what] / parts, rel=0.05)
+    assert of["4-hybrid-0"]["name"] == "fsdp 2x2" and of["4-zero1-0"]["name"] == "zero1" and whole["name"] == "single"
+
+
+def test_gradients_may_travel_in_bf16(tmp_path):
+    dataset = write_dataset(tmp_path / "dataset")
+    jobs = [
+        [*SHAPE, f"--dataset={dataset}", f"--out_dir={tmp_path}/{name}-{dtype}", f"--reduce_dtype={dtype}", *flags]
+        for name, flags in STRATEGIES[2].items()
+        for dtype in ("float32", "bfloat16")
+    ]
+    spawn(2, train_all, jobs)
+    for name in STRATEGIES[2]:
+        exact, rounded = (losses_and_norms(tmp_path / f"{name}-{dtype}") for dtype in ("float32", "bfloat16"))
+        assert rounded[0] == pytest.approx(exact[0], rel=2e-3) and rounded[1] != exact[1]
+
+
+def test_recomputation_saves_memory():
+    """Bytes that the forward pass keeps for the backward pass."""
+    kept = {}
+    for mode in ("none", "selective", "full"):
+        config = load_config([f"--activation_checkpointing={mode}"])[1]
+        with torch.device("meta"):
+            model = ConfigurableGPT(load_config(SHAPE)[0])
+        forward = build_strategy(config, World(), torch.device("cpu"), torch.float32).wrap(model, seed=0)
+        saved: dict[int, int] = {}
+        own = {p.data_ptr() for p in model.parameters()}
+
+        def pack(t: torch.Tensor, saved: dict = saved, own: set = own) -> torch.Tensor:
+            if t.data_ptr() not in own:
+                saved[t.data_ptr()] = t.nbytes
+            return t
+
+        x = torch.zeros(2, 16, dtype=torch.long)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            _, loss = forward(x, x)
+        loss.backward()
+        kept[mode] = sum(saved.values())
+    assert kept["none"] > 1.5 * kept["full"] > 0 and kept["none"] > kept["selective"]
+
+
+def memory_of_a_shard(world: World, folder: Path) -> None:
+    """Peak of resident memory while a model is built, in bytes, beyond what there was before."""
+    before = peak_bytes()
+    config = load_config(["--use_fsdp"])[1]
+    with torch.device("meta"):
+        model = ConfigurableGPT(get_preset_config("qwen3", n_layer=16, block_size=64, vocab_size=2048))
+    build_strategy(config, world, torch.device("cpu"), torch.float32).wrap(model, seed=0)
+    (folder / str(world.rank)).write_text(str(peak_bytes() - before))
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def test_a_model_is_never_whole_on_one_rank(tmp_path):
+    with torch.device("meta"):
+        model = ConfigurableGPT(get_preset_config("qwen3", n_layer=16, block_size=64, vocab_size=2048))
+    whole = 4 * model.get_num_params()
+    largest = max(4 * p.numel() for p in model.parameters())
+    assert largest < whole / 15 and whole > 1e9
+    spawn(4, memory_of_a_shard, tmp_path)
+    for rank in range(4):
+        assert int((tmp_path / str(rank)).read_text()) < whole / 4 + 3 * largest
