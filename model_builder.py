@@ -91,15 +91,27 @@ class ConfigurableGPT(nn.Module):
         targets that are not -100, in nats. With a cache the tokens follow those that it holds. With document_starts [B, T],
         the column where each token's document begins in its row, every document is by itself: no token sees another's,
         and positions begin at 0 in each. Raises ValueError for more positions than block_size."""
+        x = self.features(input_ids, document_starts, kv_cache)
+        if targets is None:
+            return F.linear(x, self.head_weight), None
+        z_loss = self.config.z_loss if self.training else 0.0
+        return None, head_loss(x, self.head_weight, targets, self.config.loss_backend, z_loss)
+
+    def features(
+        self, input_ids: Tensor, document_starts: Tensor | None = None, kv_cache: KVCache | None = None
+    ) -> Tensor:
+        """What the output head reads, [B, T, C]; the arguments are those of forward."""
         assert document_starts is None or kv_cache is None
         B, T = input_ids.shape
         start = kv_cache.length if kv_cache is not None else 0
-        if start + T > self.config.block_size:
-            raise ValueError(f"{start + T} positions exceed block_size={self.config.block_size}: shorten the input")
         mask = positions = None
         if document_starts is not None:
             mask = document_mask(document_starts, self.config, self.training)
             positions = torch.arange(T, device=input_ids.device) - document_starts  # [B, T]
+        elif kv_cache is not None and kv_cache.positions is not None:
+            positions = kv_cache.positions[:, None]  # [B, 1]
+        if positions is None and start + T > self.config.block_size:
+            raise ValueError(f"{start + T} positions exceed block_size={self.config.block_size}: shorten the input")
         x = self.token_embedding(input_ids)  # [B, T, C]
         if self.position_embedding is not None:
             table = self.position_embedding.weight
@@ -110,13 +122,9 @@ class ConfigurableGPT(nn.Module):
             angles = self.rope(start, T) if positions is None else self.rope.at(positions)
         for block in self.blocks:
             x = block(x, angles, kv_cache, mask)
-        x = self.final_norm(x)
-        if kv_cache is not None:
+        if kv_cache is not None and positions is None:
             kv_cache.length += T
-        if targets is None:
-            return F.linear(x, self.head_weight), None
-        z_loss = self.config.z_loss if self.training else 0.0
-        return None, head_loss(x, self.head_weight, targets, self.config.loss_backend, z_loss)
+        return self.final_norm(x)
 
     def get_num_params(self) -> int:
         """All parameters; tied weights count once."""

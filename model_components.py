@@ -98,23 +98,39 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class KVCache:
-    """The keys and values of every layer, allocated once: 2 x n_layer x [B, K, max_tokens, D]."""
+    """The keys and values of every layer, allocated once: 2 x n_layer x [B, K, max_tokens, D]; slot i holds position i.
+
+    At first all rows hold `length` tokens, and every call of the model appends as many to each. With `set_positions` each row
+    has its own end, kept on the device, and takes one token a call: prompts of different lengths are prefilled together,
+    padded on the right, and the padding is overwritten or masked. No shape depends on how far the rows are, so such a step
+    compiles once.
+    """
 
     def __init__(
         self, config: ModelArchitectureConfig, B: int, max_tokens: int, device: torch.device, dtype: torch.dtype
     ) -> None:
-        shape = (config.n_layer, B, config.num_key_value_heads, max_tokens, config.head_dim)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (B, config.num_key_value_heads, max_tokens, config.head_dim)
+        self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = 0  # tokens held; the model moves it on after its last layer
+        self.positions: Tensor | None = None  # [B] of each row's next token; the caller moves them on
+
+    def set_positions(self, positions: Tensor) -> None:
+        self.positions = positions
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds k, v [B, K, T, D] behind what is there and returns all of it, [B, K, S, D]."""
+        """Adds k, v [B, K, T, D] behind what is there and returns all of it, [B, K, S, D]; with positions S is max_tokens."""
+        keys, values = self.keys[layer], self.values[layer]
+        if self.positions is not None:
+            slots = self.positions[:, None, None, None].expand(-1, k.size(1), 1, k.size(3))
+            keys.scatter_(2, slots, k)
+            values.scatter_(2, slots, v)
+            return keys, values
         end = self.length + k.size(2)
-        assert end <= self.keys.size(3), (end, self.keys.size(3))
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        assert end <= keys.size(2), (end, keys.size(2))
+        keys[:, :, self.length : end] = k
+        values[:, :, self.length : end] = v
+        return keys[:, :, :end], values[:, :, :end]
 
 
 # Attention backends: (q [B, H, T, D], k and v [B, K, S, D], dropout probability) -> [B, H, T, D]. Always causal: query t is
@@ -149,6 +165,18 @@ def attend_manual(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor 
         scores = scores.view(B, K, H // K, T, S) + future
     weights = F.dropout(scores.softmax(dim=-1), dropout)
     return (weights.view(B, K, H // K * T, S).to(v.dtype) @ v).view(B, H, T, D)
+
+
+def attend_one(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
+    """The one query of each row, q [B, H, 1, D], against the slots of a cache up to its own position: k, v [B, K, S, D].
+    Sums of products in fp32, which a compiler fuses into one pass over keys and one over values."""
+    B, H, _, D = q.shape
+    K, S = k.size(1), k.size(2)
+    q = q.view(B, K, H // K, 1, D).float() * D**-0.5
+    scores = (q * k[:, :, None].float()).sum(-1)  # [B, K, H/K, S]
+    unseen = torch.arange(S, device=q.device) > positions[:, None, None, None]
+    weights = scores.masked_fill(unseen, -math.inf).softmax(-1)
+    return (weights[..., None] * v[:, :, None].float()).sum(-2).to(v.dtype).view(B, H, 1, D)
 
 
 def document_mask(starts: Tensor, config: ModelArchitectureConfig, training: bool) -> "Tensor | BlockMask":
@@ -291,6 +319,9 @@ class Attention(nn.Module):
         q, k = q.to(v.dtype), k.to(v.dtype)
         if kv_cache is not None:
             k, v = kv_cache.update(self.layer, k, v)
+        if kv_cache is not None and kv_cache.positions is not None:
+            y = attend_one(q, k, v, kv_cache.positions)  # [B, H, 1, D]
+            return self.out(y.reshape(B, T, -1))
         dropout = self.dropout if self.training else 0.0
         backend = choose_backend(self.backend, x.device.type, v.dtype, T, dropout)
         if mask is None:

@@ -1,14 +1,17 @@
-"""Weights from Hugging Face: GPT-2, LLaMA and Qwen3 checkpoints as a ConfigurableGPT.
+"""Weights to and from Hugging Face: GPT-2, LLaMA and Qwen3 checkpoints as a ConfigurableGPT and back.
 
     model = load_hf("/models/Qwen3-0.6B")    # a folder with config.json and safetensors
     model = load_hf("Qwen/Qwen3-0.6B")       # or a name on the hub
+    save_hf(model, "exported", tokenizer="qwen3")    # AutoModelForCausalLM.from_pretrained("exported") reads it
 
 FAMILIES holds all that is particular to a family, as tables that read the same in both directions: our configuration fields
 beside theirs, our modules beside theirs. JSON and safetensors are all that is ever opened: no pickle, no remote code.
 """
 
 import json
+import os
 import re
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,10 +20,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig, did_you_mean
+from tokenization.tokenizers import find_tokenizer, save_tokenizer
 
 # How Hugging Face lays out one of our tensors: views of ours, one for each of theirs. A vector has no transpose.
 LAYOUTS: dict[str, Callable[[Tensor, ModelArchitectureConfig], tuple[Tensor, ...]]] = {
@@ -46,6 +51,8 @@ class Family:
     fields: dict[str, str]  # our field -> theirs; where there are two, ours says both at once
     defaults: dict[str, Any]  # of its config class in transformers, for what config.json may leave out; the sizes may not
     only: dict[str, Any]  # their field -> the one value that we can express, which is also the default
+    model_class: str  # of transformers
+    written: dict[str, Any]  # their fields that we have no use for, as they go into config.json
     modules: dict[str, tuple[str, ...]]  # ours -> layout and theirs, each with its weight and, where there is one, its bias
     buffers: str  # a pattern of tensors that hold no weights: old files have causal masks and frequencies
 
@@ -67,6 +74,8 @@ LLAMA = Family(
         tie_word_embeddings=False, initializer_range=0.02, rope_theta=1e4,
     ),
     only=dict(),
+    model_class="LlamaForCausalLM",
+    written=dict(attention_dropout=0.0, pretraining_tp=1, use_cache=True),
     modules={
         "token_embedding": ("same", "model.embed_tokens"),
         "blocks.{i}.attention_norm": ("same", "model.layers.{i}.input_layernorm"),
@@ -106,6 +115,12 @@ FAMILIES: dict[str, Family] = {
             initializer_range=0.02,
         ),
         only=dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
+        model_class="GPT2LMHeadModel",
+        written=dict(
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, reorder_and_upcast_attn=False, summary_type="cls_index",
+            summary_use_proj=True, summary_activation=None, summary_proj_to_labels=True, summary_first_dropout=0.1,
+            use_cache=True,
+        ),
         modules={
             "token_embedding": ("same", "transformer.wte"),
             "position_embedding": ("same", "transformer.wpe"),
@@ -130,6 +145,8 @@ FAMILIES: dict[str, Family] = {
             hidden_act="silu", rms_norm_eps=1e-6, tie_word_embeddings=False, initializer_range=0.02, rope_theta=1e4,
         ),
         only=dict(attention_bias=False, use_sliding_window=False),
+        model_class="Qwen3ForCausalLM",
+        written=dict(attention_dropout=0.0, sliding_window=None, use_cache=True),
         modules=LLAMA.modules | {
             "blocks.{i}.attention.q_norm": ("same", "model.layers.{i}.self_attn.q_norm"),
             "blocks.{i}.attention.k_norm": ("same", "model.layers.{i}.self_attn.k_norm"),
@@ -150,8 +167,13 @@ FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors; the others are q
 
 
 @torch.no_grad()
-def load_hf(dir_or_id: str, wanted: ModelArchitectureConfig | None = None) -> ConfigurableGPT:
-    """The model in a folder of Hugging Face's layout, or under a name on its hub: fp32, on the CPU.
+def load_hf(
+    dir_or_id: str | Path,
+    wanted: ModelArchitectureConfig | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> ConfigurableGPT:
+    """The model in a folder of Hugging Face's layout, or under a name on its hub, in `dtype` on `device`.
 
     The weights go over tensor by tensor, so that never more than one of them is held twice. Dropout is 0.0 whatever
     config.json says: it belongs to a training run, not to the weights. `wanted` builds that architecture instead, which may
@@ -174,12 +196,12 @@ def load_hf(dir_or_id: str, wanted: ModelArchitectureConfig | None = None) -> Co
         with torch.device("meta"):
             model = ConfigurableGPT(config)
         check_tensors(tensors, model, family, folder)  # before any memory is taken
-        model.to_empty(device="cpu")
+        model = model.to(dtype).to_empty(device=device)
         for name, p in model.named_parameters():
             for hf_name, view in as_hf(name, p, family, config).items():
                 view.copy_(tensors.pop(hf_name.removeprefix(family.prefix)).read())
         head = tensors.get("lm_head.weight")  # still there: stored, though tied
-        if head is not None and not torch.equal(head.read().float(), model.head_weight):
+        if head is not None and not torch.equal(head.read().to(model.head_weight), model.head_weight):
             raise ValueError(f"{head.path}: lm_head.weight differs from the token embedding, but config.json ties them")
     if model.rope is not None:
         model.rope.fill_tables()
@@ -353,7 +375,7 @@ def find_folder(dir_or_id: str) -> Path:
     except ImportError:
         raise ValueError(f"{dir_or_id!r} is not a folder; to ask the hub for it: pip install huggingface_hub") from None
     try:
-        return Path(snapshot_download(str(dir_or_id), allow_patterns=["*.json", "model*.safetensors"]))
+        return Path(snapshot_download(str(dir_or_id), allow_patterns=["*.json", "*.jinja", "model*.safetensors"]))
     except Exception as error:  # the hub's client fails with its own types, httpx's, OSError and ValueError
         reason = next(iter(str(error).splitlines()), "")
         raise ValueError(
@@ -371,3 +393,156 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds no JSON object")
     return content
+
+
+MAX_SHARD_BYTES = 2 << 30
+
+
+@torch.no_grad()
+def save_hf(
+    model: ConfigurableGPT,
+    folder: str | Path,
+    tokenizer: Any = None,
+    dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Writes config.json, generation_config.json, the weights in `dtype` and the tokenizer's files into folder, in the layout
+    that transformers and load_hf read. `tokenizer` is a name, folder or hub id, or an object with save_pretrained.
+
+    Shard by shard, so that at most max_shard_bytes of weights are held twice. Every file is complete before the first one
+    appears in folder. Raises ValueError, before anything is written, for an architecture that no class of transformers can
+    express, naming the choices in the way, for an embedding with fewer rows than the tokenizer has tokens, and what
+    find_tokenizer raises.
+    """
+    hf_config = config_to_hf(model.config, dtype)
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: choose a folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        generation = {"do_sample": False, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        if tokenizer is not None:
+            ids = write_tokenizer(tokenizer, partial, model.config)
+            hf_config |= {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"][0], "pad_token_id": ids["pad"]}
+            generation |= {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"], "pad_token_id": ids["pad"]}
+        write_json(partial / "generation_config.json", generation)
+        write_weights(model, FAMILIES[hf_config["model_type"]], partial, dtype, max_shard_bytes)
+        write_json(partial / "config.json", hf_config)
+        written = sorted(partial.iterdir(), key=lambda path: path.name == "config.json")  # which comes last
+        for path in written:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+        folder.mkdir(parents=True, exist_ok=True)
+        for stale in [folder / "config.json", *folder.glob("model*.safetensors"), folder / "model.safetensors.index.json"]:
+            stale.unlink(missing_ok=True)
+        for path in written:
+            path.replace(folder / path.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def config_to_hf(config: ModelArchitectureConfig, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """config.json for transformers 4 and 5, with every field of its class. Raises ValueError, naming the choices in the way,
+    where no class can express the architecture."""
+    ours = config.to_dict()
+    differing = {
+        model_type: [name for name, value in family.fixed.items() if ours[name] != value]
+        + [name for name, value in implied_sizes(config, family).items() if ours[name] != value]
+        for model_type, family in FAMILIES.items()
+    }
+    model_type = min(differing, key=lambda name: len(differing[name]))
+    family = FAMILIES[model_type]
+    if differing[model_type]:
+        ways = []
+        for nearest in [name for name in differing if len(differing[name]) == len(differing[model_type])]:
+            need = FAMILIES[nearest].fixed | implied_sizes(config, FAMILIES[nearest])
+            choices = [f"{name}={ours[name]!r} where it has {need[name]!r}" for name in differing[nearest]]
+            ways.append(f"{nearest}: {', '.join(choices)}")
+        raise ValueError(f"no Hugging Face class has this architecture; in the way of {'; of '.join(ways)}")
+
+    hf_config = {"model_type": model_type, "architectures": [family.model_class]}
+    hf_config |= {"dtype": str(dtype).removeprefix("torch."), "torch_dtype": str(dtype).removeprefix("torch.")}
+    hf_config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | family.only | family.written
+    for name, theirs in family.fields.items():
+        value = ours[name]
+        if name == "activation":
+            value = next(hf_name for hf_name, activation in ACTIVATIONS.items() if activation == value)
+        hf_config |= dict.fromkeys(theirs.split(), value)
+    if config.position_encoding == "rope":
+        scaling = {"rope_type": "default"}
+        if config.rope_scaling == "llama3":
+            scaling = {"rope_type": "llama3"} | {hf_name: ours[name] for name, hf_name in LLAMA3_ROPE.items()}
+        hf_config["rope_parameters"] = {"rope_theta": config.rope_theta, **scaling}  # transformers 5
+        hf_config["rope_theta"] = config.rope_theta  # transformers 4
+        hf_config["rope_scaling"] = scaling if config.rope_scaling == "llama3" else None
+    if model_type == "qwen3":
+        hf_config["max_window_layers"] = config.n_layer
+        hf_config["layer_types"] = ["full_attention"] * config.n_layer
+    if model_type == "gpt2":
+        hf_config["n_ctx"] = config.block_size
+    return hf_config
+
+
+def implied_sizes(config: ModelArchitectureConfig, family: Family) -> dict[str, Any]:
+    """Our sizes that the family has no field for, as they follow from the others."""
+    implied = {"num_key_value_heads": config.n_head, "head_dim": config.n_embd / config.n_head}
+    return {name: value for name, value in implied.items() if name not in family.fields}
+
+
+def write_weights(model: ConfigurableGPT, family: Family, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
+    """model.safetensors, or shards and their index where it would be larger than max_shard_bytes."""
+    views = {n: v for name, p in model.named_parameters() for n, v in as_hf(name, p, family, model.config).items()}
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for name, view in views.items():
+        nbytes = view.numel() * dtype.itemsize
+        if shards[-1] and size + nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size, total = size + nbytes, total + nbytes
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        files = ["model.safetensors"]
+    for file, names in zip(files, shards, strict=True):
+        tensors = {name: views[name].detach().to("cpu", dtype).contiguous() for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_tokenizer(tokenizer: Any, folder: Path, config: ModelArchitectureConfig) -> dict[str, Any]:
+    """The tokenizer's files into folder; returns its ids `bos`, `pad` and `eos`, all that end a text, of a document first."""
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+        found = find_tokenizer(folder)
+    else:
+        found = save_tokenizer(tokenizer, folder)
+    if found.length > config.vocab_size:
+        raise ValueError(
+            f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model vocab_size={config.vocab_size} rows: "
+            "it belongs to another model"
+        )
+    path = folder / "tokenizer_config.json"
+    fields = read_json(path) if path.is_file() else {}
+    # A tokenizer.json alone does not tell transformers which class reads it, nor what ends a text
+    ours = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": found.eot_token, "pad_token": found.eot_token}
+    ours |= {"clean_up_tokenization_spaces": False, "model_max_length": config.block_size}
+    fields = ours | fields
+    write_json(path, fields)
+    ids = {token["content"]: token["id"] for token in json.loads(found.json)["added_tokens"]}
+
+    def id_of(field: str) -> int | None:
+        token = fields.get(field)
+        return ids.get(token["content"] if isinstance(token, dict) else token)
+
+    eos = [found.eot_id] + [i for i in (id_of("eos_token"),) if i not in (None, found.eot_id)]
+    return {"bos": id_of("bos_token"), "eos": eos, "pad": id_of("pad_token")}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
