@@ -1,0 +1,175 @@
+"""Generation of ours beside transformers' `generate`: same process, weights, prompts, dtype and allocator setting, taken in turn.
+
+    python benchmarks/generate.py                 # the CPU comparison; writes benchmarks/results/generate_cpu.json
+    python benchmarks/generate.py --n_layer=2 --n_embd=64 --n_head=2 --num_key_value_heads=1 --d_ff=128 --vocab_sizes=512 \
+        --max_new_tokens=8 --rounds=1 --write=False          # a smoke test
+
+Greedy, bfloat16, random weights. transformers runs in two settings, its default (dynamic cache, eager) and its compiled one
+(static cache, forward compiled with the weights frozen, as ours is); the faster of the two is what ours is compared with.
+Before anything is timed both must give the same tokens in float32. Decoding is all of a call, prompt included; prefill is a
+call that makes one token of a long prompt. Compilation happens in a call before, whose seconds are reported.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, get_type_hints
+
+import torch
+
+from inference.generate import Sampling, generate
+from inference.hf import load_hf, save_hf
+from model_builder import ConfigurableGPT
+from model_config import check_field_types, get_preset_config
+from training import dist, metrics
+from training.config import parse_flags, user_errors
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    n_layer: int = 6
+    n_embd: int = 384
+    n_head: int = 6
+    num_key_value_heads: int = 3
+    head_dim: int = 64
+    d_ff: int = 1152
+    vocab_sizes: str = "8192,151936"
+    batch_sizes: str = "1,8"
+    prompt_tokens: int = 32  # of the decoding comparison
+    max_new_tokens: int = 256
+    prefill_tokens: int = 512  # of the prefill comparison
+    device: str = "cpu"
+    rounds: int = 5
+    write: bool = True
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+
+
+def main(argv: Sequence[str]) -> int:
+    with user_errors():
+        words, flags = parse_flags(argv, get_type_hints(BenchmarkConfig))
+        if words:
+            raise ValueError(f"{words[0]!r} is no flag")
+        c = BenchmarkConfig(**flags)
+        device = dist.select_device(c.device)
+        vocab_sizes, batch_sizes = ([int(n) for n in text.split(",")] for text in (c.vocab_sizes, c.batch_sizes))
+        import transformers
+    transformers.logging.set_verbosity_error()
+    dist.keep_freed_memory()
+    results: dict[str, Any] = {}
+    for vocab_size in vocab_sizes:
+        for B in batch_sizes:
+            torch.compiler.reset()
+            key = f"vocabulary {vocab_size}, batch {B}"
+            results[key] = compare(c, vocab_size, B, device)
+            r = results[key]
+            print(
+                f"{key}: decode {r['decode tokens/s']}, ratio {r['decode ratio']:.2f}; "
+                f"prefill ms {r['prefill ms']}, ratio {r['prefill ratio']:.2f}; first call s {r['first call s']}",
+                flush=True,
+            )
+    if c.write:
+        record = {
+            "command": "python benchmarks/generate.py " + " ".join(argv),
+            "unit": "medians; decode tokens/s over the whole batch; ratios of medians, ours over the faster transformers",
+            "config": asdict(c),
+            "results": results,
+            "device": dist.device_name(device),
+            "versions": metrics.versions() | {"transformers": transformers.__version__},
+            "git": metrics.git_state(),
+        }
+        file = RESULTS / f"generate_{device.type}.json"
+        file.write_text(json.dumps(record, indent=2) + "\n")
+        print(f"wrote {file.relative_to(RESULTS.parents[1])}")
+    return 0
+
+
+def compare(c: BenchmarkConfig, vocab_size: int, B: int, device: torch.device) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM
+
+    shape = {name: getattr(c, name) for name in ("n_layer", "n_embd", "n_head", "num_key_value_heads", "head_dim", "d_ff")}
+    longest = max(c.prompt_tokens + c.max_new_tokens, c.prefill_tokens + 1)
+    config = get_preset_config("qwen3", **shape, vocab_size=vocab_size, block_size=longest, weight_tying=True)
+    with tempfile.TemporaryDirectory() as folder:
+        save_hf(ConfigurableGPT(config, seed=0), folder)
+        exact, exact_theirs = load_hf(folder), AutoModelForCausalLM.from_pretrained(folder)
+        ours = load_hf(folder, device=device, dtype=torch.bfloat16)
+        theirs, theirs_compiled = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device) for _ in range(2)
+        )
+    theirs_compiled.forward = torch.compile(theirs_compiled.forward, dynamic=False)
+    generator = torch.Generator().manual_seed(1)
+    prompts, long_prompts = (
+        torch.randint(vocab_size, (B, n), generator=generator) for n in (c.prompt_tokens, c.prefill_tokens)
+    )
+
+    def our_call(model: ConfigurableGPT, ids: torch.Tensor, n: int, compiled: bool = True) -> list[list[int]]:
+        return [x.ids for x in generate(model, ids.tolist(), n, Sampling(temperature=0), compiled=compiled)]
+
+    def their_call(model: Any, ids: torch.Tensor, n: int, **options: str) -> list[list[int]]:
+        ids = ids.to(model.device)
+        with torch._inductor.config.patch(freezing=device.type == "cpu"):
+            out = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n, do_sample=False, **options
+            )
+        return out[:, ids.size(1) :].tolist()
+
+    check = min(32, c.max_new_tokens)
+    same = our_call(exact, prompts, check, compiled=False) == their_call(exact_theirs, prompts, check)
+    assert same, "the two do not generate the same tokens in float32"
+    del exact, exact_theirs
+
+    n, static = c.max_new_tokens, {"cache_implementation": "static"}
+    decode = {
+        "nanofoundry": lambda: our_call(ours, prompts, n),
+        "nanofoundry eager": lambda: our_call(ours, prompts, n, compiled=False),
+        "transformers": lambda: their_call(theirs, prompts, n),
+        "transformers compiled": lambda: their_call(theirs_compiled, prompts, n, **static),
+    }
+    prefill = {
+        "nanofoundry": lambda: our_call(ours, long_prompts, 1, compiled=False),
+        "transformers": lambda: their_call(theirs, long_prompts, 1),
+    }
+    first = {name: seconds(call) for name, call in decode.items()}
+    decode_s, prefill_s = medians(decode, c.rounds), medians(prefill, 2 * c.rounds)
+    tokens_per_s = {name: B * n / t for name, t in decode_s.items()}
+    best = max(rate for name, rate in tokens_per_s.items() if name.startswith("transformers"))
+    return {
+        "decode tokens/s": {name: round(rate, 1) for name, rate in tokens_per_s.items()},
+        "decode ratio": tokens_per_s["nanofoundry"] / best,
+        "prefill ms": {name: round(t * 1e3, 2) for name, t in prefill_s.items()},
+        "prefill ratio": prefill_s["transformers"] / prefill_s["nanofoundry"],
+        "first call s": {name: round(t, 1) for name, t in first.items()},
+    }
+
+
+def seconds(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def medians(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each call, one after the other in every round, after one round that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for n in range(rounds + 1):
+        for name, call in calls.items():
+            t = seconds(call)
+            if n:
+                times[name].append(t)
+    return {name: statistics.median(t) for name, t in times.items()}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
