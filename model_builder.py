@@ -97,20 +97,19 @@ class ConfigurableGPT(nn.Module):
         z_loss = self.config.z_loss if self.training else 0.0
         return None, head_loss(x, self.head_weight, targets, self.config.loss_backend, z_loss)
 
-    def features(
-        self, input_ids: Tensor, document_starts: Tensor | None = None, kv_cache: KVCache | None = None
-    ) -> Tensor:
+    def features(self, input_ids: Tensor, document_starts: Tensor | None = None, kv_cache: KVCache | None = None) -> Tensor:
         """What the output head reads, [B, T, C]; the arguments are those of forward."""
         assert document_starts is None or kv_cache is None
         B, T = input_ids.shape
-        start = kv_cache.length if kv_cache is not None else 0
-        mask = positions = None
+        start, mask, positions = 0, None, None
         if document_starts is not None:
             mask = document_mask(document_starts, self.config, self.training)
             positions = torch.arange(T, device=input_ids.device) - document_starts  # [B, T]
         elif kv_cache is not None and kv_cache.positions is not None:
             positions = kv_cache.positions[:, None]  # [B, 1]
-        if positions is None and start + T > self.config.block_size:
+        elif kv_cache is not None:
+            start = kv_cache.length
+        if start + T > self.config.block_size:
             raise ValueError(f"{start + T} positions exceed block_size={self.config.block_size}: shorten the input")
         x = self.token_embedding(input_ids)  # [B, T, C]
         if self.position_embedding is not None:

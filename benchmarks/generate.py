@@ -1,7 +1,8 @@
-"""Generation of ours beside transformers' `generate`: same process, weights, prompts, dtype and allocator setting, taken in turn.
+"""Generation of ours beside transformers' `generate`: same process, weights, prompts, dtype and allocator, taken in turn.
 
-    python benchmarks/generate.py                 # the CPU comparison; writes benchmarks/results/generate_cpu.json
-    python benchmarks/generate.py --n_layer=2 --n_embd=64 --n_head=2 --num_key_value_heads=1 --d_ff=128 --vocab_sizes=512 \
+    python benchmarks/generate.py                      # writes benchmarks/results/generate_cpu_8192.json
+    python benchmarks/generate.py --vocab_size=151936
+    python benchmarks/generate.py --n_layer=2 --n_embd=64 --n_head=2 --num_key_value_heads=1 --d_ff=128 --vocab_size=512 \
         --max_new_tokens=8 --rounds=1 --write=False          # a smoke test
 
 Greedy, bfloat16, random weights. transformers runs in two settings, its default (dynamic cache, eager) and its compiled one
@@ -43,7 +44,7 @@ class BenchmarkConfig:
     num_key_value_heads: int = 3
     head_dim: int = 64
     d_ff: int = 1152
-    vocab_sizes: str = "8192,151936"
+    vocab_size: int = 8192
     batch_sizes: str = "1,8"
     prompt_tokens: int = 32  # of the decoding comparison
     max_new_tokens: int = 256
@@ -63,22 +64,20 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"{words[0]!r} is no flag")
         c = BenchmarkConfig(**flags)
         device = dist.select_device(c.device)
-        vocab_sizes, batch_sizes = ([int(n) for n in text.split(",")] for text in (c.vocab_sizes, c.batch_sizes))
+        batch_sizes = [int(n) for n in c.batch_sizes.split(",")]
         import transformers
     transformers.logging.set_verbosity_error()
     dist.keep_freed_memory()
     results: dict[str, Any] = {}
-    for vocab_size in vocab_sizes:
-        for B in batch_sizes:
-            torch.compiler.reset()
-            key = f"vocabulary {vocab_size}, batch {B}"
-            results[key] = compare(c, vocab_size, B, device)
-            r = results[key]
-            print(
-                f"{key}: decode {r['decode tokens/s']}, ratio {r['decode ratio']:.2f}; "
-                f"prefill ms {r['prefill ms']}, ratio {r['prefill ratio']:.2f}; first call s {r['first call s']}",
-                flush=True,
-            )
+    for B in batch_sizes:
+        torch.compiler.reset()
+        key = f"vocabulary {c.vocab_size}, batch {B}"
+        results[key] = r = compare(c, B, device)
+        print(
+            f"{key}: decode {r['decode tokens/s']}, ratio {r['decode ratio']:.2f}; "
+            f"prefill ms {r['prefill ms']}, ratio {r['prefill ratio']:.2f}; first call s {r['first call s']}",
+            flush=True,
+        )
     if c.write:
         record = {
             "command": "python benchmarks/generate.py " + " ".join(argv),
@@ -89,18 +88,18 @@ def main(argv: Sequence[str]) -> int:
             "versions": metrics.versions() | {"transformers": transformers.__version__},
             "git": metrics.git_state(),
         }
-        file = RESULTS / f"generate_{device.type}.json"
+        file = RESULTS / f"generate_{device.type}_{c.vocab_size}.json"
         file.write_text(json.dumps(record, indent=2) + "\n")
         print(f"wrote {file.relative_to(RESULTS.parents[1])}")
     return 0
 
 
-def compare(c: BenchmarkConfig, vocab_size: int, B: int, device: torch.device) -> dict[str, Any]:
+def compare(c: BenchmarkConfig, B: int, device: torch.device) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     shape = {name: getattr(c, name) for name in ("n_layer", "n_embd", "n_head", "num_key_value_heads", "head_dim", "d_ff")}
     longest = max(c.prompt_tokens + c.max_new_tokens, c.prefill_tokens + 1)
-    config = get_preset_config("qwen3", **shape, vocab_size=vocab_size, block_size=longest, weight_tying=True)
+    config = get_preset_config("qwen3", **shape, vocab_size=c.vocab_size, block_size=longest, weight_tying=True)
     with tempfile.TemporaryDirectory() as folder:
         save_hf(ConfigurableGPT(config, seed=0), folder)
         exact, exact_theirs = load_hf(folder), AutoModelForCausalLM.from_pretrained(folder)
@@ -111,7 +110,7 @@ def compare(c: BenchmarkConfig, vocab_size: int, B: int, device: torch.device) -
     theirs_compiled.forward = torch.compile(theirs_compiled.forward, dynamic=False)
     generator = torch.Generator().manual_seed(1)
     prompts, long_prompts = (
-        torch.randint(vocab_size, (B, n), generator=generator) for n in (c.prompt_tokens, c.prefill_tokens)
+        torch.randint(c.vocab_size, (B, n), generator=generator) for n in (c.prompt_tokens, c.prefill_tokens)
     )
 
     def our_call(model: ConfigurableGPT, ids: torch.Tensor, n: int, compiled: bool = True) -> list[list[int]]:

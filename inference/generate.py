@@ -5,10 +5,11 @@ for step in stream(model, [prompt_ids], max_new_tokens=100, sampling=Sampling(te
 completions = generate(model, [a, b, c], max_new_tokens=100, stop_ids=[eot_id], logprobs=True)
 """
 
+import contextlib
 import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +106,7 @@ class Decoder:
 
     def prefill(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Tensor:
         """Allocates a cache that max_new_tokens more of them fit into, up to block_size."""
+        self.fresh = True
         B, lengths = len(prompts), [len(p) for p in prompts]
         T = max(lengths)
         slots = T + max_new_tokens
@@ -114,7 +116,7 @@ class Decoder:
         self.cache = KVCache(self.model.config, B, self.slots, self.device, self.dtype)
         padded = torch.tensor([[*p, *[0] * (T - len(p))] for p in prompts], device=self.device)  # what pads is never seen
         self.lengths = torch.tensor(lengths, device=self.device)
-        x = self.model.features(padded, self.cache)  # [B, T, C]
+        x = self.model.features(padded, kv_cache=self.cache)  # [B, T, C]
         last = x[torch.arange(B, device=self.device), self.lengths - 1]
         if self.compiled or min(lengths) < T:
             self.cache.set_positions(self.lengths)
@@ -125,17 +127,32 @@ class Decoder:
         tokens = tokens.to(self.device)[:, None]
         if self.cache.positions is None:
             return next_logits(self.model, tokens, self.cache)
-        run = compiled_step(self.model) if self.compiled else next_logits
-        logits = run(self.model, tokens, self.cache)
+        if not self.compiled:
+            logits = next_logits(self.model, tokens, self.cache)
+        else:
+            if tokens.is_cuda:
+                torch.compiler.cudagraph_mark_step_begin()
+            # Only the first step of a batch may compile; to enter this context at every token would cost a tenth of it
+            freeze = torch._inductor.config.patch(freezing=tokens.device.type == "cpu")
+            with freeze if self.fresh else contextlib.nullcontext():
+                logits = compiled_step(self.model)(self.model, tokens, self.cache)
+            self.fresh = False
         self.cache.positions.add_(1).clamp_(max=self.slots - 1)  # a row that has ended may stay in the last slot
         return logits
 
 
-CACHE_GRANULE = 256
+CACHE_GRANULE = 64
 
 
 def next_logits(model: ConfigurableGPT, tokens: Tensor, cache: KVCache) -> Tensor:
-    return F.linear(model.features(tokens, cache)[:, -1], model.head_weight)
+    return F.linear(model.features(tokens, kv_cache=cache)[:, -1], model.head_weight)
+
+
+def needed_guards(guards: Sequence[Any]) -> list[bool]:
+    """torch would check some 60 properties of each layer at every token, which takes as long as a layer. Here the weights are
+    constants, so the first of them says which model it is; the shapes say the rest."""
+    kinds = ("TENSOR_MATCH", "GLOBAL_STATE", "GRAD_MODE")
+    return [guard.guard_type in kinds or guard.name.endswith("['token_embedding']._parameters['weight']") for guard in guards]
 
 
 COMPILED: weakref.WeakKeyDictionary[ConfigurableGPT, Callable[..., Tensor]] = weakref.WeakKeyDictionary()
@@ -146,16 +163,8 @@ def compiled_step(model: ConfigurableGPT) -> Callable[..., Tensor]:
     not be trained on meanwhile); on CUDA it is replayed as a CUDA graph."""
     if model not in COMPILED:
         on_cuda = model.token_embedding.weight.is_cuda
-        compiled = torch.compile(next_logits, dynamic=False, mode="reduce-overhead" if on_cuda else None)
-
-        def run(model: ConfigurableGPT, tokens: Tensor, cache: KVCache) -> Tensor:
-            if on_cuda:
-                torch.compiler.cudagraph_mark_step_begin()
-                return compiled(model, tokens, cache)
-            with torch._inductor.config.patch(freezing=True):
-                return compiled(model, tokens, cache)
-
-        COMPILED[model] = run
+        options = {"triton.cudagraphs": True} if on_cuda else {"guard_filter_fn": needed_guards}
+        COMPILED[model] = torch.compile(next_logits, dynamic=False, options=options)
     return COMPILED[model]
 
 

@@ -13,11 +13,11 @@ FLOORS = {
     0: ["model_config", "training.dist", "training.shards"],
     1: ["model_components", "model_loss", "training.config", "training.flops", "tokenization.tokenizers"],
     2: ["model_builder", "training.data", "training.optim", "tokenization.engines", "tokenization.sources"],
-    3: ["training.metrics", "training.parallel", "tokenization.pipeline"],
+    3: ["training.metrics", "training.parallel", "tokenization.pipeline", "tokenization.vocabulary", "inference.generate"],
     4: [
         "training.checkpoint",
         "training.evaluate",
-        "inference.generate",
+        "inference.chat",
         "inference.hf",
         "tokenization.embedded",
         "tokenization.command",

@@ -375,4 +375,27 @@ def test_the_cache_gives_the_logits_of_the_full_forward(preset, backend):
 
 def test_the_cache_holds_key_value_heads_only():
     cache = KVCache(tiny(), 3, 7, CPU, torch.bfloat16)
-    assert cache.keys.shape == cache.values.shape == (2, 3, 2, 7, 4) and cache.keys.dtype == torch.bfloat16
+    assert [k.shape for k in cache.keys] == [v.shape for v in cache.values] == 2 * [(3, 2, 7, 4)]
+    assert cache.keys[0].dtype == cache.values[1].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("preset", PRESET_CONFIGS)
+def test_rows_of_different_lengths_share_a_cache(preset):
+    """Prompts padded on the right, then a token a row at positions of their own: each row as it would be alone."""
+    config = tiny(preset)
+    model = ConfigurableGPT(config)
+    ids = random_ids(3, 12)
+    lengths = torch.tensor([5, 2, 8])
+    with torch.no_grad():
+        full, _ = model(ids)
+        cache = KVCache(config, 3, 12, CPU, torch.float32)
+        padded = ids[:, :8].masked_fill(torch.arange(8) >= lengths[:, None], 0)
+        first, _ = model(padded, kv_cache=cache)
+        cache.set_positions(lengths.clone())
+        for row, n in enumerate(lengths):
+            torch.testing.assert_close(first[row, :n], full[row, :n], rtol=1e-5, atol=1e-5)
+        for _ in range(4):
+            positions = cache.positions.clone()
+            logits, _ = model(ids.gather(1, positions[:, None]), kv_cache=cache)
+            torch.testing.assert_close(logits[:, 0], full[torch.arange(3), positions], rtol=1e-5, atol=1e-5)
+            cache.positions += 1

@@ -1,0 +1,126 @@
+"""A model with a part of its vocabulary: embedding and head reduced, ids renumbered, the tokenizer saved beside it.
+
+    python -m tokenization.vocabulary english --tokenizer=MODEL --tier=ascii --out=english.json
+    python scripts/prune_vocabulary.py --model=MODEL --vocabulary=english.json --to=pruned
+
+Its logits are those of the full model at the ids that are kept. Single bytes and control tokens stay, so that any text can
+still be encoded. kept_ids.json lists the old id of each new one. The fields of PruneConfig are the flags.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_type_hints
+
+import torch
+
+from inference.hf import find_folder, load_hf, read_json, save_hf
+from model_builder import ConfigurableGPT
+from model_config import check_field_types
+from tokenization.tokenizers import find_tokenizer
+from tokenization.vocabulary import kept_ids, prune_tokenizer
+from training.config import parse_flags, user_errors
+
+
+@dataclass(kw_only=True)
+class PruneConfig:
+    model: str = ""  # a folder of Hugging Face's layout, or a hub id
+    vocabulary: str = ""  # JSON of `python -m tokenization.vocabulary`
+    to: str = ""  # the folder that is written
+    tokenizer: str | None = None  # a name, folder or hub id; None: the model's own
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        for name in ("model", "vocabulary", "to"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name}=... is missing")
+
+
+@torch.no_grad()
+def prune_model(model: ConfigurableGPT, kept: Sequence[int]) -> ConfigurableGPT:
+    """The model with these rows of embedding and head alone, in this order; everything else is shared with it."""
+    with torch.device("meta"):
+        pruned = ConfigurableGPT(replace(model.config, vocab_size=len(kept)))
+    weights = dict(model.named_parameters())
+    for name in ("token_embedding.weight", "lm_head.weight"):
+        if name in weights:
+            weights[name] = weights[name][torch.tensor(kept, device=weights[name].device)]
+    pruned.load_state_dict(weights, assign=True)
+    pruned.rope = model.rope
+    return pruned
+
+
+def main(argv: Sequence[str]) -> int:
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return 0
+    with user_errors():
+        words, flags = parse_flags(argv, get_type_hints(PruneConfig))
+        if words:
+            raise ValueError(f"{words[0]!r} is no flag: did you mean --to={words[0]!r}?")
+        config = PruneConfig(**flags)
+        to = Path(config.to)
+        if to.exists() and (not to.is_dir() or any(to.iterdir())):
+            raise ValueError(f"{to} is not empty: choose a new folder")
+        record = read_json(Path(config.vocabulary))
+        if not {"ids", "byte_ids", "added_ids", "tokenizer"} <= record.keys():
+            raise ValueError(f"{config.vocabulary} is not a vocabulary: write one with python -m tokenization.vocabulary")
+        folder = find_folder(config.model)
+        tokenizer = find_tokenizer(config.tokenizer or folder)
+        if tokenizer.sha256 != record["tokenizer"]["sha256"]:
+            raise ValueError(
+                f"{config.vocabulary} was made from another tokenizer ({record['tokenizer']['name']!r}, sha256 "
+                f"{record['tokenizer']['sha256'][:12]}…) than {tokenizer.name!r} ({tokenizer.sha256[:12]}…): make it again"
+            )
+        dtype = stored_dtype(read_json(folder / "config.json"))
+        model = load_hf(folder, dtype=dtype)
+        kept = kept_ids(record)
+        if kept[-1] >= model.config.vocab_size:
+            raise ValueError(f"{config.vocabulary} has ids up to {kept[-1]}, the model {model.config.vocab_size} rows")
+        pruned = prune_model(model, kept)
+        with tempfile.TemporaryDirectory() as small:
+            tokenizer.save(small)
+            (Path(small) / "tokenizer.json").write_bytes(prune_tokenizer(tokenizer.json, kept))
+            renumber_config(Path(small) / "tokenizer_config.json", kept)
+            for name in ("vocab.json", "merges.txt"):  # of the full vocabulary, which tokenizer.json repeats
+                (Path(small) / name).unlink(missing_ok=True)
+            save_hf(pruned, to, small, dtype)
+        (to / "kept_ids.json").write_text(json.dumps(kept) + "\n")
+    before, after = model.get_num_params(), pruned.get_num_params()
+    mb = dtype.itemsize / 1e6
+    print(
+        f"{to}: {len(kept):,} of {model.config.vocab_size:,} rows, {after:,} of {before:,} parameters "
+        f"({1 - after / before:.1%} less), {after * mb:,.1f} of {before * mb:,.1f} MB in {str(dtype).removeprefix('torch.')}"
+    )
+    return 0
+
+
+def stored_dtype(hf_config: dict[str, Any]) -> torch.dtype:
+    """What config.json says that the weights are; float32 where it does not."""
+    name = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
+    dtype = getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"dtype={name!r} in config.json is not a floating-point type")
+    return dtype
+
+
+def renumber_config(path: Path, kept: Sequence[int]) -> None:
+    """The ids in tokenizer_config.json, where it has any."""
+    if not path.is_file():
+        return
+    fields = read_json(path)
+    new_id = {old: new for new, old in enumerate(kept)}
+    decoder = fields.get("added_tokens_decoder")
+    if decoder:
+        fields["added_tokens_decoder"] = {str(new_id[int(i)]): token for i, token in decoder.items() if int(i) in new_id}
+    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
