@@ -22,8 +22,8 @@ import torch
 from inference.chat import load_template
 from inference.generate import Sampling, generate
 from inference.hf import find_folder, load_hf
-from model_loss import IGNORED_TARGET
 from model_config import check_field_types
+from model_loss import IGNORED_TARGET
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 from training import dist, metrics
 from training.config import parse_flags, user_errors

@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
             data["eot_id"] = tokenizer.eot_id
         state = {"step": 0, "tokens": 0, "trained_s": 0.0, "val_loss": None, "best": None, "grad_scaler": {}, "data": data}
         resolved = {"model": asdict(model.config), "train": asdict(TrainConfig(init_from=f"hf:{config.model}"))}
-        path = checkpoint.save_checkpoint(config.out_dir, model, [], state, resolved)
+        path = checkpoint.save_checkpoint(config.out_dir, dict(model.named_parameters()), state, resolved)
         if tokenizer is not None:
             tokenizer.save(config.out_dir)
     print(f"{path}\n{model.config.summary()}\n{model.get_num_params():,} parameters")
