@@ -13,19 +13,17 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-import torch
-
 from inference.chat import NOT_THINKING, THINKING, ChatTemplate, decode, load_template, split_thinking
 from inference.generate import Completion, Sampling, generate, stream
-from inference.hf import config_from_hf, find_folder, load_hf, read_json
+from inference.models import find_model
 from model_builder import ConfigurableGPT
-from model_config import ModelArchitectureConfig, check_field_types
-from tokenization.tokenizers import find_tokenizer, load_tokenizer
-from training import checkpoint, dist
+from model_config import check_field_types
+from tokenization.tokenizers import load_tokenizer
+from tokenization.vocabulary import read_vocabulary
+from training import dist
 from training.config import parse_flags, user_errors
 
 DEFAULT_SAMPLING = Sampling(temperature=0.8)
@@ -104,33 +102,24 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"--compile is not possible: {problem}")
 
         # What is wrong with the tokenizer, the template or the vocabulary is said before a model is loaded
-        if config.model is not None:
-            folder = find_folder(config.model)
-            source = config.tokenizer or folder
-            eot_id = find_tokenizer(source).eot_id
-            load = partial(load_hf_model, folder, config, device, dtype)
-        else:
-            source = config.tokenizer or config.out_dir
-            path = checkpoint.find_checkpoint(config.out_dir, config.step)
-            if path is None:
-                raise FileNotFoundError(f"no checkpoint in {config.out_dir}/checkpoints: train one, or pass --out_dir=...")
-            state, saved = checkpoint.load_state(path)
-            eot_id = state["data"]["eot_id"]
-            load = partial(load_checkpoint, path, saved["model"], config, device, dtype)
-        tokenizer = load_tokenizer(source)
-        template = load_template(source) if config.chat else None
+        found = find_model(config.out_dir, config.step, config.model, config.tokenizer, config.context_length)
+        eot_id = found.eot_id
+        tokenizer = load_tokenizer(found.tokenizer)
+        template = load_template(found.tokenizer) if config.chat else None
         stop_ids = {eot_id} if eot_id is not None else set()
         if template is not None:
             stop_ids |= set(template.stop_ids)
         allowed = None
         if config.vocabulary is not None:
-            allowed = sorted({*read_json(Path(config.vocabulary))["ids"], *stop_ids})
+            tags = {template.think_id, template.end_think_id} - {None} if template is not None else set()
+            allowed = sorted({*read_vocabulary(config.vocabulary)["ids"], *stop_ids, *tags})  # else nothing could end
         prompt_ids = tokenizer.encode(text).ids or ([] if eot_id is None else [eot_id])
         if not prompt_ids and not config.chat:
             raise ValueError("the prompt has no tokens and this run's tokenizer no end-of-text: pass --prompt=...")
-        model = load()
-        if allowed is not None and allowed[-1] >= model.config.vocab_size:
-            raise ValueError(f"{config.vocabulary} has ids up to {allowed[-1]}, the model {model.config.vocab_size} rows")
+        if allowed is not None and allowed[-1] >= found.architecture.vocab_size:
+            rows = found.architecture.vocab_size
+            raise ValueError(f"{config.vocabulary} has ids up to {allowed[-1]}, the model {rows} rows")
+        model = found.load(device, dtype)
     options = {
         "stop_ids": stop_ids,
         "stop_strings": [s.replace("\\n", "\n") for s in config.stop.split("||") if s],
@@ -156,33 +145,6 @@ def main(argv: Sequence[str]) -> int:
         else:
             print("---\n" * (i > 0) + text + answer.text)
     return 0
-
-
-def load_hf_model(folder: Path, config: SampleConfig, device: torch.device, dtype: torch.dtype) -> ConfigurableGPT:
-    wanted = None
-    if config.context_length is not None:
-        wanted = shortened(config_from_hf(read_json(folder / "config.json")), config.context_length)
-    return load_hf(folder, wanted, device, dtype).eval()
-
-
-def shortened(architecture: ModelArchitectureConfig, context_length: int) -> ModelArchitectureConfig:
-    if context_length > architecture.block_size:
-        raise ValueError(f"context_length={context_length} exceeds the model's block_size={architecture.block_size}")
-    if architecture.position_encoding == "learned":
-        raise ValueError(f"context_length={context_length}: learned positions cannot be cut, leave it out")
-    return replace(architecture, block_size=context_length)
-
-
-def load_checkpoint(
-    path: Path, saved: dict[str, Any], config: SampleConfig, device: torch.device, dtype: torch.dtype
-) -> ConfigurableGPT:
-    architecture = ModelArchitectureConfig.from_dict(saved)
-    if config.context_length is not None:
-        architecture = shortened(architecture, config.context_length)
-    with device:
-        model = ConfigurableGPT(architecture)
-    checkpoint.load_weights(path, model)
-    return model.to(dtype).eval()
 
 
 def print_json(prompt: str, answer: Completion, **more: object) -> None:
@@ -249,7 +211,7 @@ class Display:
 
     def __init__(self, prompt_ids: Sequence[int], template: ChatTemplate, config: SampleConfig) -> None:
         self.template, self.silent, self.hide = template, config.output == "json", config.show_thinking == "hide"
-        self.colour = sys.stdout.isatty()
+        self.colour, self.hidden = sys.stdout.isatty(), ""
         ends = [i for i in prompt_ids if i is not None and i in (template.think_id, template.end_think_id)]
         self.thinking = self.opened_by_prompt = bool(ends) and ends[-1] == template.think_id
         if self.thinking and self.colour:
@@ -265,11 +227,13 @@ class Display:
         if token is not None and token == self.template.end_think_id:
             self.thinking = False
             text = text + PLAIN if self.colour else text
+        self.hidden = self.hidden + text if self.thinking and hidden else ""
         print("" if hidden else text, end="", flush=True)
 
     def close(self) -> None:
+        """Thinking that never ended is the answer, as split_thinking has it: it is shown after all."""
         if not self.silent:
-            print(PLAIN if self.colour else "", flush=True)
+            print(self.hidden + (PLAIN if self.colour else ""), flush=True)
 
 
 if __name__ == "__main__":

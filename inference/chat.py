@@ -43,9 +43,12 @@ class ChatTemplate:
     def render(self, messages: Sequence[Mapping[str, str]], thinking: bool | None = None) -> str:
         """The prompt up to where the assistant speaks. `thinking` None leaves enable_thinking unset, which is on for Qwen3.
         Raises ValueError where the template is not Jinja or refuses the messages."""
-        import jinja2
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        try:
+            import jinja2
+            from jinja2.ext import loopcontrols
+            from jinja2.sandbox import ImmutableSandboxedEnvironment
+        except ImportError as error:
+            raise ImportError("a chat template needs the package jinja2: pip install jinja2") from error
 
         def raise_exception(message: str) -> None:
             raise jinja2.TemplateError(message)

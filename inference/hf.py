@@ -370,6 +370,8 @@ def find_folder(dir_or_id: str) -> Path:
     folder = Path(dir_or_id).expanduser()
     if folder.is_dir():
         return folder
+    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(dir_or_id)):  # no name that a hub could know
+        raise FileNotFoundError(f"{dir_or_id} is not a folder: check the path")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:

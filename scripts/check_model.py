@@ -21,7 +21,7 @@ import torch
 
 from inference.chat import load_template
 from inference.generate import Sampling, generate
-from inference.hf import find_folder, load_hf
+from inference.models import find_model
 from model_config import check_field_types
 from model_loss import IGNORED_TARGET
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
@@ -38,6 +38,7 @@ class CheckConfig:
     tokenizer_only: bool = False  # loads no weights
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    context_length: int | None = None  # None: the model's
 
     def __post_init__(self) -> None:
         check_field_types(self)
@@ -64,7 +65,8 @@ def main(argv: Sequence[str]) -> int:
 @torch.inference_mode()
 def check(config: CheckConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Prints what passes; raises ValueError at what does not."""
-    source = config.model if config.tokenizer_only else find_folder(config.model)
+    known = None if config.tokenizer_only else find_model(model=config.model, context_length=config.context_length)
+    source = config.model if known is None else known.path
     found = find_tokenizer(source)
     tokenizer = load_tokenizer(source)
     ids = tokenizer.encode(TEXT, add_special_tokens=False).ids
@@ -82,18 +84,16 @@ def check(config: CheckConfig, device: torch.device, dtype: torch.dtype) -> None
         )
     else:
         print("--  no chat template")
-    if config.tokenizer_only:
+    if known is None:
         return
 
     start = time.perf_counter()
-    model = load_hf(source, device=device, dtype=dtype).eval()
+    model = known.load(device, dtype)
     where = f"{str(dtype).removeprefix('torch.')} on {dist.device_name(device)}"
     print(f"ok  model: {model.config.get_architecture_name()}, {where}, {time.perf_counter() - start:.1f} s")
     stored = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
     inner = model.get_num_params_non_embedding()
     print(f"ok  parameters: {model.get_num_params():,}, {inner:,} without embeddings; {stored:.2f} GB")
-    if found.length > model.config.vocab_size:
-        raise ValueError(f"{source}: the tokenizer has ids up to {found.length - 1}, the model {model.config.vocab_size} rows")
     ids = ids[: model.config.block_size]
     logits, _ = model(torch.tensor([ids], device=device))
     if not torch.isfinite(logits).all():

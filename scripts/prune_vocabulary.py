@@ -24,7 +24,7 @@ from inference.hf import find_folder, load_hf, read_json, save_hf
 from model_builder import ConfigurableGPT
 from model_config import check_field_types
 from tokenization.tokenizers import find_tokenizer
-from tokenization.vocabulary import kept_ids, prune_tokenizer
+from tokenization.vocabulary import kept_ids, prune_tokenizer, read_vocabulary
 from training.config import parse_flags, user_errors
 
 
@@ -68,9 +68,7 @@ def main(argv: Sequence[str]) -> int:
         to = Path(config.to)
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise ValueError(f"{to} is not empty: choose a new folder")
-        record = read_json(Path(config.vocabulary))
-        if not {"ids", "byte_ids", "added_ids", "tokenizer"} <= record.keys():
-            raise ValueError(f"{config.vocabulary} is not a vocabulary: write one with python -m tokenization.vocabulary")
+        record = read_vocabulary(config.vocabulary)
         folder = find_folder(config.model)
         tokenizer = find_tokenizer(config.tokenizer or folder)
         if tokenizer.sha256 != record["tokenizer"]["sha256"]:

@@ -13,7 +13,14 @@ FLOORS = {
     0: ["model_config", "training.dist", "training.shards"],
     1: ["model_components", "model_loss", "training.config", "training.flops", "tokenization.tokenizers"],
     2: ["model_builder", "training.data", "training.optim", "tokenization.engines", "tokenization.sources"],
-    3: ["training.metrics", "training.parallel", "tokenization.pipeline", "tokenization.vocabulary", "inference.generate"],
+    3: [
+        "training.metrics",
+        "training.parallel",
+        "tokenization.pipeline",
+        "tokenization.vocabulary",
+        "inference.generate",
+        "inference.scoring",
+    ],
     4: [
         "training.checkpoint",
         "training.evaluate",
@@ -22,7 +29,8 @@ FLOORS = {
         "tokenization.embedded",
         "tokenization.command",
     ],
-    5: ["train", "sample", "compare_architectures", "benchmarks.*", "data.*", "scripts.*"],
+    5: ["inference.models"],
+    6: ["train", "sample", "compare_architectures", "benchmarks.*", "data.*", "scripts.*"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 FILES = [

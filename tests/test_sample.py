@@ -54,9 +54,9 @@ def test_the_command(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         sampled("--context_length=8")
     assert "learned positions" in capsys.readouterr().err
-    (tmp_path / "few.json").write_text(json.dumps({"ids": [65, 66]}))
-    few = json.loads(sampled(f"--vocabulary={tmp_path / 'few.json'}", "--output=json", "--seed=1"))
-    assert set(few["ids"]) == {65, 66}
+    (tmp_path / "few.json").write_text(json.dumps({"ids": [65, 66], "byte_ids": [], "added_ids": [], "tokenizer": {}}))
+    few = sampled(f"--vocabulary={tmp_path / 'few.json'}", "--output=json", "--num_samples=8").splitlines()
+    assert {i for line in few for i in json.loads(line)["ids"]} == {65, 66}  # and the end-of-text, which ends a sample
     (tmp_path / "prompt").write_text("from a file")
     assert sampled(f"--prompt=FILE:{tmp_path / 'prompt'}").startswith("from a file")
     assert sampled("--prompt=") and sampled("--temperature=0") == sampled("--temperature=0", "--seed=9")

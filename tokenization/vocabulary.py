@@ -112,6 +112,17 @@ def english(found: TokenizerFiles, tier: str, text: str) -> dict[str, Any]:
     return record
 
 
+def read_vocabulary(file: str | Path) -> dict[str, Any]:
+    """The JSON that `main` wrote. Raises ValueError for another file, in one line."""
+    try:
+        record = json.loads(Path(file).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged: {error}") from None
+    if not isinstance(record, dict) or not {"ids", "byte_ids", "added_ids", "tokenizer"} <= record.keys():
+        raise ValueError(f"{file} is not a vocabulary: write one with python -m tokenization.vocabulary english --out=FILE")
+    return record
+
+
 def kept_ids(record: dict[str, Any]) -> list[int]:
     """Old ids of a pruned vocabulary, in the order of their new ones. Single bytes stay, so that any text can be encoded."""
     return sorted({*record["ids"], *record["byte_ids"], *record["added_ids"]})

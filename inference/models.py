@@ -1,0 +1,81 @@
+"""A model by where it is, a run folder or Hugging Face's layout, with its tokenizer. What is wrong with names, tokenizer or
+configuration is said before any weights are read.
+
+    found = find_model(out_dir="out-quickstart")                 # or model="Qwen/Qwen3-0.6B"
+    model, tokenizer = found.load(device, torch.bfloat16), load_tokenizer(found.tokenizer)
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from inference.hf import config_from_hf, find_folder, load_hf, read_json
+from model_builder import ConfigurableGPT
+from model_config import ModelArchitectureConfig
+from tokenization.tokenizers import find_tokenizer
+from training import checkpoint
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    path: Path  # a checkpoint, or a folder of Hugging Face's layout
+    architecture: ModelArchitectureConfig
+    tokenizer: str | Path  # a name, folder or hub id
+    eot_id: int | None  # goes between documents
+    is_run: bool
+
+    def load(self, device: torch.device, dtype: torch.dtype) -> ConfigurableGPT:
+        """The weights in `dtype` on `device`, ready for inference. Raises what load_hf and load_weights raise."""
+        if not self.is_run:
+            return load_hf(self.path, self.architecture, device, dtype).eval()
+        with torch.device("meta"):
+            model = ConfigurableGPT(self.architecture)
+        model.to_empty(device=device)
+        checkpoint.load_weights(self.path, model)
+        model.to(dtype)
+        if model.rope is not None:
+            model.rope.fill_tables()
+        return model.eval()
+
+
+def find_model(
+    out_dir: str = "out",
+    step: int | None = None,
+    model: str | None = None,
+    tokenizer: str | None = None,
+    context_length: int | None = None,
+) -> FoundModel:
+    """The newest checkpoint of out_dir that verifies, or that of `step`; where `model` is given, that folder or hub id instead.
+    `context_length` shortens block_size, and with it the tables. Raises FileNotFoundError and ValueError, in one line."""
+    if model is not None:
+        path = find_folder(model)
+        try:
+            architecture = config_from_hf(read_json(path / "config.json"))
+        except ValueError as error:
+            raise ValueError(str(error) if str(path) in str(error) else f"{path / 'config.json'}: {error}") from None
+        found = find_tokenizer(tokenizer or path)
+        if found.length > architecture.vocab_size:
+            raise ValueError(
+                f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model {architecture.vocab_size} rows: "
+                "it belongs to another model"
+            )
+        return FoundModel(path, shortened(architecture, context_length), tokenizer or path, found.eot_id, is_run=False)
+    path = checkpoint.find_checkpoint(out_dir, step)
+    if path is None:
+        raise FileNotFoundError(f"no checkpoint in {out_dir}/checkpoints: train one, or pass --out_dir=... or --model=...")
+    state, saved = checkpoint.load_state(path)
+    architecture = shortened(ModelArchitectureConfig.from_dict(saved["model"]), context_length)
+    return FoundModel(path, architecture, tokenizer or out_dir, state["data"]["eot_id"], is_run=True)
+
+
+def shortened(architecture: ModelArchitectureConfig, context_length: int | None) -> ModelArchitectureConfig:
+    if context_length is None:
+        return architecture
+    if context_length < 1:
+        raise ValueError(f"context_length={context_length} must be at least 1")
+    if context_length > architecture.block_size:
+        raise ValueError(f"context_length={context_length} exceeds the model's block_size={architecture.block_size}")
+    if architecture.position_encoding == "learned":
+        raise ValueError(f"context_length={context_length}: learned positions cannot be cut, leave it out")
+    return replace(architecture, block_size=context_length)

@@ -1,0 +1,93 @@
+"""lm-evaluation-harness on an exported model.
+
+    pip install "lm_eval[hf]"
+    python scripts/export_hf.py --out_dir=out --to=exported
+    python scripts/run_lm_eval.py --model=exported --tasks=hellaswag,arc_easy,lambada_openai --out=results.json
+
+Task names and few-shot counts are the harness's own; its data comes from the hub, or with --include_path=DIR from task files
+of yours. The fields of EvalConfig are the flags.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_type_hints
+
+from inference.models import find_model
+from model_config import check_field_types
+from training import dist
+from training.config import parse_flags, user_errors
+
+
+@dataclass(kw_only=True)
+class EvalConfig:
+    model: str = ""  # a folder of Hugging Face's layout, or a hub id
+    tasks: str = "hellaswag,arc_easy,arc_challenge,piqa,winogrande,lambada_openai"
+    num_fewshot: int | None = None  # None: each task's own
+    limit: int | None = None  # examples of a task; None: all
+    batch_size: int = 8
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    include_path: str | None = None  # a folder of more task files
+    out: str | None = None  # the harness's results as JSON
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        if not self.model:
+            raise ValueError("--model=DIR_OR_ID is missing")
+        for name, least in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+
+
+def main(argv: Sequence[str]) -> int:
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return 0
+    with user_errors():
+        words, flags = parse_flags(argv, get_type_hints(EvalConfig))
+        if words:
+            raise ValueError(f"{words[0]!r} is no flag: did you mean --tasks={words[0]!r}?")
+        config = EvalConfig(**flags)
+        device = dist.select_device(config.device)
+        dtype = dist.select_dtype(config.dtype, device)
+        try:
+            import lm_eval
+            from lm_eval.tasks import TaskManager
+        except ImportError as error:
+            raise ImportError(f'lm-evaluation-harness is missing ({error}): pip install "lm_eval[hf]"') from None
+        if config.include_path is not None and not Path(config.include_path).is_dir():
+            raise ValueError(f"include_path={config.include_path} is not a folder")
+        if config.out is not None and not Path(config.out).absolute().parent.is_dir():
+            raise ValueError(f"{Path(config.out).absolute().parent} is no folder: make it, or choose another --out")
+        found = find_model(model=config.model)
+        manager = TaskManager(include_path=config.include_path)
+        tasks = [task.strip() for task in config.tasks.split(",")]
+        if unknown := [task for task in tasks if not manager.match_tasks([task])]:
+            raise ValueError(f"tasks={unknown[0]!r} is not known to lm_eval {lm_eval.__version__}: see `lm_eval ls tasks`")
+    name = str(dtype).removeprefix("torch.")
+    results: dict[str, Any] = lm_eval.simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(found.path), "dtype": name},
+        tasks=tasks,
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        batch_size=config.batch_size,
+        device=str(device),
+        task_manager=manager,
+        log_samples=False,
+    )
+    print(lm_eval.utils.make_table(results))
+    if config.out is not None:
+        text = json.dumps(results, indent=2, default=str)
+        Path(config.out).write_text(text + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
