@@ -434,6 +434,7 @@ def save_hf(
         write_json(partial / "config.json", hf_config)
         written = sorted(partial.iterdir(), key=lambda path: path.name == "config.json")  # which comes last
         for path in written:
+            path.chmod((partial / "config.json").stat().st_mode)  # safetensors writes for the owner alone
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         folder.mkdir(parents=True, exist_ok=True)

@@ -58,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
         dtype = dist.select_dtype(config.dtype, device)
         try:
             import lm_eval
+            import lm_eval.models.huggingface  # needs what the extra [hf] brings
             from lm_eval.tasks import TaskManager
         except ImportError as error:
             raise ImportError(f'lm-evaluation-harness is missing ({error}): pip install "lm_eval[hf]"') from None

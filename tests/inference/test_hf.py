@@ -425,6 +425,7 @@ def test_export_is_the_same_model_to_transformers(name, max_shard_bytes, tmp_pat
     save_hf(model, tmp_path / "ours", max_shard_bytes=max_shard_bytes)
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) == 1 or max_shard_bytes == 10_000
     assert (tmp_path / "ours" / "model.safetensors.index.json").exists() == (max_shard_bytes == 10_000)
+    assert len({file.stat().st_mode for file in (tmp_path / "ours").iterdir()}) == 1
 
     back, info = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values()), info
