@@ -85,7 +85,7 @@ def english(found: TokenizerFiles, tier: str, text: str) -> dict[str, Any]:
     scripts = collections.Counter(script_of(b) for b in strings.values())
     record = {
         "tier": tier,
-        "method": f"base tokens whose bytes match {TIERS[tier].pattern.decode()!r} as a whole",
+        "method": f"base tokens whose bytes match {TIERS[tier].pattern.decode()} as a whole",
         "tokenizer": {"name": found.name, "length": found.length, "sha256": found.sha256},
         "ids": ids[tier],
         "byte_ids": sorted({i for i, b in strings.items() if len(b) == 1} - set(ids[tier])),
