@@ -11,10 +11,18 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     0: ["model_config", "training.dist", "training.shards"],
-    1: ["model_components", "model_loss", "training.config", "training.flops", "tokenization.tokenizers"],
-    2: ["model_builder", "training.data", "training.optim", "tokenization.engines", "tokenization.sources"],
-    3: ["training.metrics", "training.parallel", "tokenization.pipeline"],
+    1: [
+        "analysis.runs",
+        "model_components",
+        "model_loss",
+        "training.config",
+        "training.flops",
+        "tokenization.tokenizers",
+    ],
+    2: ["analysis.align", "model_builder", "training.data", "training.optim", "tokenization.engines", "tokenization.sources"],
+    3: ["analysis.report", "training.metrics", "training.parallel", "tokenization.pipeline"],
     4: [
+        "analysis.plot",
         "training.checkpoint",
         "training.evaluate",
         "inference.generate",
