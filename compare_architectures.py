@@ -2,10 +2,16 @@
 
     python compare_architectures.py --latest 3                     # the newest runs of out*/ and out*/*/
     python compare_architectures.py out-gpt2 'out-qwen3/run_*.jsonl' out-sweep --out=comparison
+    python compare_architectures.py --run config/compare_tiny_*.py --seeds 3 --tokens 1e6   # trains first what is missing
+    python compare_architectures.py --run config/quickstart.py --set rope_theta=1e4,5e5,1e6 # one knob, three values
 
 A run is named by its folder (the newest run in it), by a log file, by a pattern, or with others by the folder that holds
 theirs. The tables go to stdout, and with the curves and all the numbers to comparison.md, comparison.png and comparison.json
 in --out (default comparison/).
+
+--run trains config files (x the values of each --set key=v1,v2, x --seeds) to the same number of --tokens, one run after
+another, into folders of --sweep_dir (default out-sweep/); --set with one value holds for all. The same command again does only
+what is missing. --nproc_per_node=N uses N GPUs or processes for each run.
 
 Runs are ranked at equal tokens, at equal training FLOPs and at equal training time, in bits per byte where all have them.
 Runs that differ in nothing but the seed are one configuration: its mean, their spread, and whether a gap is larger than that.
@@ -18,10 +24,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import align, report
+from analysis import align, report, sweep
 from analysis.plot import plot
 from analysis.runs import LOSS, find_runs, ranking_key, read_runs
 from training.config import parse_flags, user_errors
+
+FLAGS = {"latest": int, "out": str, "run": bool, "seeds": int, "tokens": int, "set": list[str], "sweep_dir": str,
+         "nproc_per_node": int}  # fmt: skip
+EXIT_STOPPED = 75
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -33,22 +43,39 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(partial, path)
 
 
-def main(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(__doc__.strip())
-        return
+        return 0
+    code = 0
     with user_errors():
-        words, flags = parse_flags(argv, {"latest": int, "out": str})
-        chains, left_out = find_runs(words, flags.get("latest"))
+        words, flags = parse_flags(argv, FLAGS)
+        if not flags.get("run"):
+            if given := [name for name in FLAGS if name in flags and name not in ("latest", "out", "run")]:
+                raise ValueError(f"--{given[0]} is for --run: compare_architectures.py --run CONFIG... --{given[0]}=...")
+            chains, left_out = find_runs(words, flags.get("latest"))
+        elif "latest" in flags:
+            raise ValueError("--run and --latest are two ways to choose the runs: give one")
+        else:
+            folder = Path(flags.get("sweep_dir", "out-sweep"))
+            planned = sweep.plan(words, flags.get("set", []), flags.get("seeds", 1), flags.get("tokens"), folder)
+            if (n := flags.get("nproc_per_node", 1)) < 1:
+                raise ValueError(f"--nproc_per_node={n} must be at least 1")
         out = Path(flags.get("out", "comparison"))
         try:
             out.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=out).close()
         except OSError as error:
             raise ValueError(f"--out={out} cannot be written to ({error.strerror}): name another folder") from error
+        if flags.get("run"):
+            folders, code = sweep.execute(planned, n)
+            if code in (2, EXIT_STOPPED):
+                return code
+            chains, left_out = find_runs([str(folder) for folder in folders], None)
     for line in left_out:
         print(f"compare_architectures.py: left out: {line}", file=sys.stderr)
     compare(chains, out)
+    return code
 
 
 def compare(chains: Sequence[Sequence[Path]], out: Path) -> None:
@@ -91,4 +118,4 @@ def compare(chains: Sequence[Sequence[Path]], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    raise SystemExit(main(sys.argv[1:]))

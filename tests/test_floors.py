@@ -19,7 +19,15 @@ FLOORS = {
         "training.flops",
         "tokenization.tokenizers",
     ],
-    2: ["analysis.align", "model_builder", "training.data", "training.optim", "tokenization.engines", "tokenization.sources"],
+    2: [
+        "analysis.align",
+        "analysis.sweep",
+        "model_builder",
+        "training.data",
+        "training.optim",
+        "tokenization.engines",
+        "tokenization.sources",
+    ],
     3: ["analysis.report", "training.metrics", "training.parallel", "tokenization.pipeline"],
     4: [
         "analysis.plot",
