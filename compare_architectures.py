@@ -6,8 +6,8 @@
     python compare_architectures.py --run config/quickstart.py --set rope_theta=1e4,5e5,1e6 # one knob, three values
 
 A run is named by its folder (the newest run in it), by a log file, by a pattern, or with others by the folder that holds
-theirs. The tables go to stdout, and with the curves and all the numbers to comparison.md, comparison.png and comparison.json
-in --out (default comparison/).
+theirs. The tables go to stdout, and with the curves and all the numbers to comparison.md, comparison.png, comparison.html (one
+page with curves to point at, which opens from disk) and comparison.json in --out (default comparison/).
 
 --run trains config files (x the values of each --set key=v1,v2, x --seeds) to the same number of --tokens, one run after
 another, into folders of --sweep_dir (default out-sweep/); --set with one value holds for all. The same command again does only
@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analysis import align, report, sweep
+from analysis.page import page
 from analysis.plot import plot
 from analysis.runs import LOSS, find_runs, ranking_key, read_runs
 from training.config import parse_flags, user_errors
@@ -108,13 +109,14 @@ def compare(chains: Sequence[Sequence[Path]], out: Path) -> None:
     listed = "".join(f"- {line}\n" for line in (*sentences, *notes))
     text = "\n\n".join(report.table(grid, markdown=True) for grid in tables)
     write_atomically(out / "comparison.md", f"{text}\n\n{listed}\n![The curves](comparison.png)\n".encode())
+    write_atomically(out / "comparison.html", page(runs, tables, [*sentences, *notes]).encode())
     with user_errors():
         try:
             import matplotlib  # noqa: F401
         except ImportError as error:
             raise ImportError(f"{out}/comparison.png needs matplotlib: pip install matplotlib") from error
     write_atomically(out / "comparison.png", plot(runs))
-    print(f"wrote {out}/comparison.md, comparison.json and comparison.png")
+    print(f"wrote {out}/comparison.md, comparison.json, comparison.html and comparison.png")
 
 
 if __name__ == "__main__":

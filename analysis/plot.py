@@ -2,45 +2,12 @@
 
 import io
 import math
-import os
 from collections.abc import Sequence
-from itertools import accumulate
 
 from analysis.align import groups_of
+from analysis.curves import AXIS_LABELS, label_of_group, looks, per_byte, smoothed, y_label
 from analysis.report import clock, human
-from analysis.runs import AXES, BITS, LOSS, Run, ranking_key
-
-# Okabe and Ito 2008: told apart by colour-blind readers too. Their yellow is too pale for a line.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-DASHES = ("-", "--", ":")  # from the eighth run on
-
-
-AXIS_LABELS = {"tokens": "Training tokens", "FLOPs": "Training compute (FLOPs)", "time": "Training time (h:mm:ss)"}
-
-
-def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean over 2 % of the points to either side; at the steep beginning over as few as keep it symmetric."""
-    n, sums = len(values), [0.0, *accumulate(values)]
-    window = max(1, n // 50)
-    spans = [(i - min(i, window), i + min(i, window, n - 1 - i) + 1) for i in range(n)]
-    return [(sums[b] - sums[a]) / (b - a) for a, b in spans]
-
-
-def per_byte(run: Run, key: str) -> float | None:
-    """What makes the run's loss per token the ranking figure, by the bytes in a token that its last evaluation saw; None where
-    it has none."""
-    ratios = [e[key] / e[LOSS] for e in run.evals if e.get(key) and e[LOSS]]
-    return ratios[-1] if ratios else 1.0 if key == LOSS else None
-
-
-def looks(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """A colour for each run; seeds of one configuration share it."""
-    groups = groups_of(runs)
-    number = {id(run): i for i, group in enumerate(groups) for run in (*group.runs, *group.repeats)}
-    return [
-        dict(color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i // len(COLOURS) % len(DASHES)])
-        for i in (number[id(run)] for run in runs)
-    ]
+from analysis.runs import AXES, Run, ranking_key
 
 
 def plot(runs: Sequence[Run]) -> bytes:
@@ -53,7 +20,7 @@ def plot(runs: Sequence[Run]) -> bytes:
 
     key = ranking_key(runs)
     groups, handles, curves = groups_of(runs), [], []
-    label_of = {id(group.runs[0]): (group.label, len(group.runs)) for group in groups}
+    label_of = {id(group.runs[0]): label_of_group(group, key) for group in groups}
     axes = [axis for axis in AXES if axis != "time" or any(run.curve(key, axis) for run in runs)]
     for run, look in zip(runs, looks(runs), strict=True):
         scale = per_byte(run, key)
@@ -65,10 +32,7 @@ def plot(runs: Sequence[Run]) -> bytes:
             lines[axis] = tuple([(x, y) for x, y in c if x > 0] for c in (run.curve(key, axis), behind))
         curves.append((run, look, lines))
         if id(run) in label_of:
-            name, seeds = label_of[id(run)]
-            where = min(name, os.path.relpath(name), key=len)
-            more = f" ({seeds} seeds)" if seeds > 1 else "" if run.curve(key) else " (no evaluation)"
-            handles.append(Line2D([], [], **look, label=f"{run.short_name}, {where}{more}".replace("$", r"\$")))
+            handles.append(Line2D([], [], **look, label=label_of[id(run)].replace("$", r"\$")))
     handles.append(Line2D([], [], color="#999999", linewidth=0.9, label="training loss, smoothed"))
     if any(run.status == "crashed" for run in runs):
         handles.append(Line2D([], [], color="#555555", marker="x", markeredgewidth=1.5, linestyle="", label="crashed"))
@@ -118,8 +82,7 @@ def plot(runs: Sequence[Run]) -> bytes:
             ax.set_xlabel(AXIS_LABELS[axis])
             if ax is not panels[0]:
                 ax.tick_params(axis="y", left=False)
-        what = "Validation" if any(run.evals for run in runs) else "Training"
-        panels[0].set_ylabel(f"{what} bits per byte" if key == BITS else f"{what} loss (nats per token)")
+        panels[0].set_ylabel(y_label(runs))
         figure.legend(handles=handles, loc="outside lower center", ncols=n_columns)
         image = io.BytesIO()
         figure.savefig(image, format="png", dpi=200, bbox_inches="tight", pad_inches=0.08)

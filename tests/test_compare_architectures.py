@@ -17,7 +17,7 @@ import pytest
 
 import compare_architectures as compare
 from analysis import align
-from analysis.plot import smoothed
+from analysis.curves import smoothed
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS_PER_STEP = 1000
@@ -598,7 +598,8 @@ def test_table_is_not_cut_in_a_pipe_and_nothing_half_written_stays(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True, cwd=tmp_path)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(long)]
     assert line.endswith("done") and done.stderr == ""
-    assert sorted(p.name for p in Path("comparison").iterdir()) == ["comparison.json", "comparison.md", "comparison.png"]
+    assert sorted(p.name for p in Path("comparison").iterdir()) == [
+        "comparison.html", "comparison.json", "comparison.md", "comparison.png"]  # fmt: skip
 
 
 BAD = {

@@ -28,8 +28,9 @@ FLOORS = {
         "tokenization.engines",
         "tokenization.sources",
     ],
-    3: ["analysis.report", "training.metrics", "training.parallel", "tokenization.pipeline"],
+    3: ["analysis.curves", "analysis.report", "training.metrics", "training.parallel", "tokenization.pipeline"],
     4: [
+        "analysis.page",
         "analysis.plot",
         "training.checkpoint",
         "training.evaluate",
