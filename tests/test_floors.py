@@ -33,6 +33,7 @@ FLOORS = {
         "analysis.page",
         "analysis.plot",
         "training.checkpoint",
+        "training.dashboard",
         "training.evaluate",
         "inference.generate",
         "inference.hf",

@@ -195,7 +195,10 @@ ELSEWHERE = {
     "init_from": "test_train: test_finished_scratch_and_kept_checkpoints",
     "keep_last": "test_train: test_finished_scratch_and_kept_checkpoints",
     "always_save_checkpoint": "test_train: test_finished_scratch_and_kept_checkpoints",
-    "wandb_log": "test_train: test_wandb_never_stops_a_run",
+    "dashboard": "test_dashboard: test_on_a_terminal",
+    "wandb_log": "test_metrics: test_a_backend_never_stops_a_run",
+    "tensorboard_log": "test_metrics: test_tensorboard",
+    "trackio_log": "test_metrics: test_a_backend_never_stops_a_run",
     "wandb_project": "test_wandb_names",
     "wandb_run_name": "test_wandb_names",
 }
