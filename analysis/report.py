@@ -1,5 +1,6 @@
 """The numbers of runs as rows, notes and tables: for a terminal, a pipe, Markdown."""
 
+import os
 import sys
 from collections.abc import Sequence
 from statistics import median
@@ -25,7 +26,8 @@ def summarise(run: Run, common: float | None, common_flops: float | None) -> dic
         "seed": run.seed,
         "logs": [str(path) for path in run.files],
         **{k: model.get(k) for k in ("architecture_name", "params", "params_non_embedding", "flops_per_token")},
-        **{k: data.get(k) for k in ("dataset", "fingerprint", "bytes_per_token")},
+        "dataset": short_path(data.get("dataset")),
+        **{k: data.get(k) for k in ("fingerprint", "bytes_per_token")},
         **{k: hardware.get(k) for k in ("device_name", "world_size")},
         "tokens": run.tokens,
         "training_flops": model["flops_per_token"] * run.tokens,
@@ -53,6 +55,11 @@ def summarise(run: Run, common: float | None, common_flops: float | None) -> dic
         "evaluations": [[e["step"], e["tokens"], e[LOSS], e.get(BITS)] for e in run.evals],
         "evaluated_at_s": [run.seconds_at(e["step"]) for e in run.evals],
     }
+
+
+def short_path(path: str | None) -> str | None:
+    """Relative to the current folder where that is shorter, so that a published report does not name a machine's folders."""
+    return min(path, os.path.relpath(path), key=len) if path and os.path.isabs(path) else path
 
 
 def notes_on(

@@ -373,6 +373,14 @@ def test_out_dir_of_the_row(capsys, tmp_path):
     assert run(capsys, "moved")[2]["runs"][0]["out_dir"] == "moved"
 
 
+def test_a_report_names_no_folders_of_the_machine(capsys, tmp_path):
+    path = write_log("out-a")
+    path.write_text(path.read_text().replace('"data": {"dataset": "d"', f'"data": {{"dataset": "{tmp_path}/data/d"'))
+    _, _, report = run(capsys, "out-a")
+    assert report["runs"][0]["dataset"] == "data/d"
+    assert not [p for p in Path("cmp").iterdir() if p.suffix != ".png" and str(tmp_path) in p.read_text()]
+
+
 def test_smoothed():
     assert smoothed([]) == []
     assert smoothed([4.0]) == [4.0]
