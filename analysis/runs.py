@@ -35,7 +35,8 @@ AXES = ("tokens", "FLOPs", "time")  # what a fair comparison holds equal; time i
 # the fields that it sets.
 HOUSEKEEPING = (
     *("seed", "arch_preset", "out_dir", "init_from", "eval_only", "eval_interval", "log_interval", "checkpoint_interval"),
-    *("keep_last", "always_save_checkpoint", "wandb_log", "wandb_project", "wandb_run_name", "device"),
+    *("keep_last", "always_save_checkpoint", "async_checkpoint", "dist_timeout_s", "device", "dashboard"),
+    *("wandb_log", "wandb_project", "wandb_run_name", "tensorboard_log", "trackio_log"),
 )
 # Fields without effect unless another has one of these values
 ONLY_WITH = {

@@ -86,7 +86,7 @@ def is_done(run: Planned) -> bool:
         f"{key}={theirs!r}, wanted {value!r}"
         for part, fields in run.config.items()
         for key, value in fields.items()
-        if key not in (*HOUSEKEEPING, "dist_timeout_s") and (theirs := there.get(part, {}).get(key, value)) != value
+        if key not in HOUSEKEEPING and (theirs := there.get(part, {}).get(key, value)) != value
     ]
     if differences:
         raise ValueError(f"{run.out_dir} holds a run with {'; '.join(differences)}: name another --sweep_dir, or delete it")

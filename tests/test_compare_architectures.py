@@ -453,6 +453,17 @@ def test_seeds_of_one_configuration(capsys):
     assert any("leads out-sweep/c" in line and "within the noise" in line for line in report["summary"])
 
 
+def test_what_does_not_change_a_run_makes_no_other_configuration(capsys):
+    from analysis.runs import HOUSEKEEPING
+    from training.config import TRAIN_FIELDS
+
+    assert set(HOUSEKEEPING) <= set(TRAIN_FIELDS)
+    three_seeds("out-sweep/a", [3.0, 3.01])
+    write_log("out-sweep/a-seed2", floor=3.02, train={"seed": 2, "dashboard": True, "tensorboard_log": True, "keep_last": 9})
+    _, _, report = run(capsys, "out-sweep")
+    assert [place["seeds"] for place in standing(report, "tokens")["places"]] == [3]
+
+
 def test_two_changes_at_once_are_said(capsys):
     llama = {"position_encoding": "rope", "rope_theta": 5e5, "rope_scaling": "none", "d_ff": 10}
     write_log("out-a", model={**llama, "position_encoding": "learned", "rope_theta": 1e4}, train={"seed": 1, "keep_last": 1})
