@@ -27,6 +27,7 @@ from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from training import checkpoint, dist, flops, metrics
 from training.config import TrainConfig, load_config, user_errors
+from training.dashboard import Dashboard, check_rich
 from training.data import (
     BatchLoader,
     Mixture,
@@ -93,6 +94,8 @@ def train(
     # Build. Whatever is wrong with the input ends here, before a file is touched.
     with user_errors():
         dtype = dist.select_dtype(config.dtype, device)
+        if config.dashboard:
+            check_rich()
         strategy = build_strategy(config, world, device, dtype)
         out_dir = metrics.writable_folder(config.out_dir)
         weights, weights_note = parse_mixture(config.dataset, ROOT / "data")
@@ -147,6 +150,8 @@ def train(
         notes.append(f"evaluations take {n} windows, not {config.eval_iters * B}: a val split has no more for its weight")
     if config.document_masking and device.type == "cuda" and model_config.attention_backend.startswith("flash"):
         notes.append(f"attention_backend={model_config.attention_backend!r} gives way to flex attention: document_masking=True")
+    if config.dashboard and not sys.stderr.isatty():
+        notes.append("dashboard=True gives way to lines: the output is no terminal")
     if compile_problem:
         notes.append(f"compile=True is switched off: {compile_problem}")
     if world.rank == 0:
@@ -189,8 +194,9 @@ def train(
         git=metrics.git_state(),
         start_step=state["step"],
     )
-    wandb = metrics.WandbLog(config, resolved, state["wandb_run_id"]) if config.wandb_log and world.rank == 0 else None
-    progress = metrics.Progress(state["step"], config.max_iters, world.rank)
+    backends = metrics.Backends(config, resolved, state["wandb_run_id"], world.rank)
+    show = Dashboard if config.dashboard and sys.stderr.isatty() else metrics.Progress
+    progress = show(state["step"], config.max_iters, world.rank)
     progress.say(f"{model_config.summary()}\n{derived['params']:,} parameters, {tokens_per_step:,} tokens a step")
     processes = f"{world.size} processes ({strategy.name}), " if world.size > 1 else ""
     progress.say(f"{processes}{hardware['device_name']}, {hardware['dtype']}; run log {run_log.path}")
@@ -226,8 +232,7 @@ def train(
                     bpb = bits_per_byte(losses["val"], val_bytes_per_token)
                     result = {"train_loss": losses["train"], "val_loss": losses["val"], "val_bits_per_byte": bpb}
                     run_log.write("eval", step=step, tokens=step * tokens_per_step, **result)
-                    if wandb:
-                        wandb.write("eval", step, **result)
+                    backends.write("eval", step, **result)
                     in_bytes = "" if bpb is None else f", {bpb:.4f} bits per byte"
                     progress.say(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}{in_bytes}")
 
@@ -303,8 +308,7 @@ def train(
                 }
                 run_log.write("train", step=step, **m)
                 progress.train(step, m)
-                if wandb:
-                    wandb.write("train", step, **m)
+                backends.write("train", step, **m)
                 if guarded["bad_in_a_row"] >= config.max_bad_steps:
                     reason = f"error: {guarded['bad_in_a_row']:.0f} steps in a row were skipped, gradient norm {norm_now:.3g}"
                     break
@@ -315,8 +319,7 @@ def train(
         run_log.write("run_end", reason=reason, step=step, tokens=step * tokens_per_step, wall_s=timer.trained_s)
         batches.close()
         progress.close()
-        if wandb:
-            wandb.close()
+        backends.close()
     if reason == "done":
         if step == start_step and not config.eval_only:
             progress.say(

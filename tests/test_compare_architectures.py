@@ -4,6 +4,8 @@ import contextlib
 import json
 import math
 import os
+import re
+import statistics
 import struct
 import subprocess
 import sys
@@ -14,6 +16,8 @@ from unittest import mock
 import pytest
 
 import compare_architectures as compare
+from analysis import align
+from analysis.curves import smoothed
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS_PER_STEP = 1000
@@ -30,14 +34,15 @@ def loss_of(floor, step):
 
 
 def write_log(folder, *, floor=3.0, name="gpt2", steps=(0, 100), evals=20, end="done", started=1_700_000_000, old=True,
-              bits=True, fingerprint="f0", flops=6e8, mfu=0.4, lines=(), loss=loss_of):  # fmt: skip
+              bits=True, fingerprint="f0", flops=6e8, mfu=0.4, lines=(), loss=loss_of, train=None, model=None,
+              dt_ms=200.0):  # fmt: skip
     """One log from steps[0] to steps[1]: a train event every 5 steps, an evaluation every `evals`, then `lines` verbatim."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first, last = steps
     events = [{
         "event": "run_start", "time": started, "start_step": first, "git": None, "versions": {},
-        "config": {"model": {}, "train": {"out_dir": str(folder), "dataset": "d"}},
+        "config": {"model": model or {}, "train": {"out_dir": str(folder), "dataset": "d", **(train or {})}},
         "model": {"architecture_name": NAMES[name], "params": 124_337_664, "params_non_embedding": 85_000_000,
                   "flops_per_token": flops},
         "derived": {"tokens_per_step": TOKENS_PER_STEP},
@@ -51,7 +56,7 @@ def write_log(folder, *, floor=3.0, name="gpt2", steps=(0, 100), evals=20, end="
                            "val_bits_per_byte": value / math.log(2) / BYTES_PER_TOKEN if bits else None})  # fmt: skip
         if step > first and step % 5 == 0:
             events.append({"event": "train", "step": step, "loss": value, "lr": 1e-3, "grad_norm": 1.0,
-                           "tokens": tokens, "dt_ms": 200.0, "tokens_per_s": 5000.0 + step, "mfu": mfu,
+                           "tokens": tokens, "dt_ms": dt_ms, "tokens_per_s": 5000.0 + step, "mfu": mfu,
                            "memory_gb": 1.0 + step / 1000})  # fmt: skip
     if end:
         events.append({"event": "run_end", "reason": end, "step": last, "tokens": last * TOKENS_PER_STEP, "wall_s": 3723.0})
@@ -165,7 +170,7 @@ def test_equal_tokens_need_no_common_count(capsys):
     write_log("out-a", floor=3.0)
     write_log("out-b", floor=3.1)
     out, _, report = run(capsys, "out-a", "out-b")
-    assert report["common_tokens"] is None and not notes(out) and " at " not in out.splitlines()[0]
+    assert report["common_tokens"] is None and "differ in tokens" not in out and " at " not in out.splitlines()[0]
 
 
 def test_nothing_is_extrapolated(capsys):
@@ -180,7 +185,7 @@ def test_nothing_is_extrapolated(capsys):
 
 @pytest.mark.parametrize("tokens, value", [(0, None), (10, 5.0), (15, 4.5), (20, 4.0), (35, 3.25), (40, 3.0), (41, None)])
 def test_value_at(tokens, value):
-    assert compare.value_at([(10, 5.0), (20, 4.0), (40, 3.0)], tokens) == value
+    assert align.value_at([(10, 5.0), (20, 4.0), (40, 3.0)], tokens) == value
 
 
 def test_resumed_logs_are_one_run(capsys):
@@ -289,7 +294,7 @@ def test_a_run_without_evaluation(capsys):
     assert [row["out_dir"] for row in report["runs"]] == ["out-b", "out-a"]
     assert report["sorted_by"] == "val_bits_per_byte"  # a run without any loss does not forbid the column
     line = next(line for line in out.splitlines() if line.startswith("out-a"))
-    assert line.count("n/a") == 3 and any("out-a: no evaluation" in note for note in notes(out))
+    assert line.count("n/a") == 4 and any("out-a: no evaluation" in note for note in notes(out))
     _, _, alone = run(capsys, "out-a")
     assert alone["runs"][0]["best_val_loss"] is None
 
@@ -368,12 +373,192 @@ def test_out_dir_of_the_row(capsys, tmp_path):
     assert run(capsys, "moved")[2]["runs"][0]["out_dir"] == "moved"
 
 
+def test_a_report_names_no_folders_of_the_machine(capsys, tmp_path):
+    path = write_log("out-a")
+    path.write_text(path.read_text().replace('"data": {"dataset": "d"', f'"data": {{"dataset": "{tmp_path}/data/d"'))
+    _, _, report = run(capsys, "out-a")
+    assert report["runs"][0]["dataset"] == "data/d"
+    assert not [p for p in Path("cmp").iterdir() if p.suffix != ".png" and str(tmp_path) in p.read_text()]
+
+
 def test_smoothed():
-    assert compare.smoothed([]) == []
-    assert compare.smoothed([4.0]) == [4.0]
+    assert smoothed([]) == []
+    assert smoothed([4.0]) == [4.0]
     line = [10.0 - i for i in range(30)]
-    assert compare.smoothed(line)[:-1] == pytest.approx(line[:-1])  # a straight line stays one
-    assert compare.smoothed([0.0, 3.0, 0.0]) == pytest.approx([0.0, 1.0, 1.5])
+    assert smoothed(line)[:-1] == pytest.approx(line[:-1])  # a straight line stays one
+    assert smoothed([0.0, 3.0, 0.0]) == pytest.approx([0.0, 1.0, 1.5])
+
+
+def standing(report, axis, of="all"):
+    (entry,) = [e for e in report["standings"] if (e["axis"], e["of"]) == (axis, of)]
+    return entry
+
+
+def test_who_leads_depends_on_what_is_equal(capsys):
+    """A learns a third faster per token, but a token of it costs twice the FLOPs and half the time."""
+    write_log("out-a", floor=3.0, flops=1.2e9, dt_ms=100.0)
+    write_log("out-b", floor=3.0, flops=6e8, loss=lambda floor, step: loss_of(floor, step * 0.75))
+    out, _, report = run(capsys, "out-a", "out-b")
+
+    def bits(step):
+        return loss_of(3.0, step) / math.log(2) / BYTES_PER_TOKEN
+
+    tokens, flops, seconds = (standing(report, axis) for axis in ("tokens", "FLOPs", "time"))
+    assert [p["configuration"] for p in tokens["places"]] == ["out-a", "out-b"] and tokens["at"] == 100_000
+    assert tokens["places"][1]["gap"] == pytest.approx(bits(75) - bits(100))
+    assert flops["at"] == pytest.approx(6e13)  # b ends there; a stood there at 50,000 tokens, between two evaluations
+    first, second = flops["places"]
+    assert (first["configuration"], second["configuration"]) == ("out-b", "out-a")
+    assert first["mean"] == pytest.approx(bits(75)) and second["mean"] == pytest.approx((bits(40) + bits(60)) / 2)
+    assert seconds["at"] == pytest.approx(10.0) and seconds["places"][0]["configuration"] == "out-a"
+    assert seconds["places"][1]["values"] == pytest.approx([(bits(30) + bits(45)) / 2])
+    assert report["common_flops"] == pytest.approx(6e13) and "bits/byte at 6e+13 FLOPs" in out.splitlines()[0]
+    assert row_of(report, "out-a")["bits_per_byte_at_common_flops"] == pytest.approx(second["mean"])
+    assert "At equal FLOPs: out-b leads out-a" in out
+
+
+def test_since_when_it_leads(capsys):
+    """b overtakes a on the line between 40 and 60 thousand tokens."""
+    write_log("out-a", loss=lambda floor, step: 5.0)
+    write_log("out-b", loss=lambda floor, step: 6.0 if step <= 40 else 4.5)
+    _, _, report = run(capsys, "out-a", "out-b")
+    entry = standing(report, "tokens")
+    assert entry["places"][0]["configuration"] == "out-b" and entry["range"] == [0, 100_000]
+    assert entry["leads_since"] == pytest.approx(40_000 + 20_000 * 1.0 / 1.5)
+
+
+def three_seeds(folder, floors, **options):
+    for seed, floor in enumerate(floors):
+        train = {"seed": seed, **options.get("train", {})}
+        write_log(f"{folder}-seed{seed}", floor=floor, **{**options, "train": train})
+
+
+def test_seeds_of_one_configuration(capsys):
+    three_seeds("out-sweep/a", [3.00, 3.01, 3.02], train={"learning_rate": 1e-3})
+    three_seeds("out-sweep/b", [3.20, 3.21, 3.22], train={"learning_rate": 3e-3})
+    three_seeds("out-sweep/c", [2.90, 3.10, 3.05], train={"learning_rate": 2e-3})
+    write_log("out-sweep/b-again", floor=9.0, steps=(0, 80), train={"seed": 0, "learning_rate": 3e-3})
+    out, _, report = run(capsys, "out-sweep")  # the whole folder
+    assert len(report["runs"]) == 10
+    _, _, report = run(capsys, *(f"out-sweep/{name}-seed*" for name in "abc"))
+    places = {p["configuration"]: p for p in standing(report, "tokens")["places"]}
+    assert list(places) == ["out-sweep/a", "out-sweep/c", "out-sweep/b"] and all(p["seeds"] == 3 for p in places.values())
+    finals = [loss_of(floor, 100) / math.log(2) / 4 for floor in (3.2, 3.21, 3.22)]
+    assert places["out-sweep/b"]["mean"] == pytest.approx(sum(finals) / 3)
+    assert places["out-sweep/b"]["spread"] == pytest.approx(finals[1] - finals[0])  # of three equidistant values
+    assert places["out-sweep/b"]["larger_than_noise"] is True and places["out-sweep/c"]["larger_than_noise"] is False
+    assert places["out-sweep/b"]["differs_in"] == ["learning_rate"]
+    assert report["config_diff"]["fields"] == {"learning_rate": [2e-3, 1e-3, 3e-3]}  # the best run first
+    assert "differ in learning_rate only" in out and "out-sweep/b-again: seed and configuration of another run" in out
+    assert any("leads out-sweep/c" in line and "within the noise" in line for line in report["summary"])
+
+
+def test_what_does_not_change_a_run_makes_no_other_configuration(capsys):
+    from analysis.runs import HOUSEKEEPING
+    from training.config import TRAIN_FIELDS
+
+    assert set(HOUSEKEEPING) <= set(TRAIN_FIELDS)
+    three_seeds("out-sweep/a", [3.0, 3.01])
+    write_log("out-sweep/a-seed2", floor=3.02, train={"seed": 2, "dashboard": True, "tensorboard_log": True, "keep_last": 9})
+    _, _, report = run(capsys, "out-sweep")
+    assert [place["seeds"] for place in standing(report, "tokens")["places"]] == [3]
+
+
+def test_two_changes_at_once_are_said(capsys):
+    llama = {"position_encoding": "rope", "rope_theta": 5e5, "rope_scaling": "none", "d_ff": 10}
+    write_log("out-a", model={**llama, "position_encoding": "learned", "rope_theta": 1e4}, train={"seed": 1, "keep_last": 1})
+    write_log("out-b", floor=3.1, model={**llama, "d_ff": 12}, train={"seed": 1, "keep_last": 2})
+    out, _, report = run(capsys, "out-a", "out-b")
+    assert report["config_diff"] == {  # learned positions have no theta
+        "configurations": ["out-a", "out-b"],
+        "fields": {"position_encoding": ["learned", "rope"], "d_ff": [10, 12], "rope_theta": [None, 5e5],
+                   "rope_scaling": [None, "none"]},
+    }  # fmt: skip
+    assert "differ in 4 things at once (position_encoding, d_ff, rope_theta, rope_scaling)" in out
+    assert [line.split() for line in out.splitlines() if line.startswith("d_ff")] == [["d_ff", "10", "12"]]
+    markdown = Path("cmp/comparison.md").read_text()
+    assert "| position_encoding | learned | rope" in markdown and "\n\n| at equal" in markdown
+
+
+def test_a_crash_does_not_hide_how_the_others_end(three, capsys):
+    _, _, report = run(capsys, "--latest=3")
+    assert standing(report, "tokens")["at"] == 40_000 and len(standing(report, "tokens")["places"]) == 3
+    done = standing(report, "tokens", of="done")
+    assert done["at"] == 100_000 and [p["configuration"] for p in done["places"]] == ["out/qwen3", "out-gpt2"]
+
+
+@pytest.mark.parametrize("why", ["tokenizer", "range", "times", "hardware"])
+def test_what_forbids_a_ranking_is_said(why, capsys):
+    write_log("out-a", bits=why != "tokenizer")
+    path = write_log("out-b", fingerprint="f1" if why == "tokenizer" else "f0", bits=why != "tokenizer",
+                     steps=(120, 200) if why == "range" else (0, 100), dt_ms=None if why == "times" else 9.0,
+                     started=1_700_000_001)  # fmt: skip
+    if why == "hardware":
+        path.write_text(path.read_text().replace("a CPU", "NVIDIA H200"))
+    out, _, report = run(capsys, "out-a", "out-b")
+    expected = {"tokenizer": "tokenizers or datasets", "range": "no common range", "times": "step times of a run",
+                "hardware": "differ in hardware"}[why]  # fmt: skip
+    axes = ["time"] if why in ("times", "hardware") else ["tokens", "FLOPs", "time"]
+    assert [e["axis"] for e in report["standings"] if not e["places"]] == axes
+    if why == "range":
+        expected += "|step times of a run"  # a log that begins at step 120 does not say how long those took
+    assert all(re.search(expected, standing(report, axis)["why"]) for axis in axes)
+    assert f"not compared: {standing(report, 'time')['why']}" in out
+
+
+@pytest.mark.parametrize("df, t", [(2, 4.302653), (4, 2.776445), (10, 2.228139)])
+def test_p_of_difference(df, t):
+    """Student's table: two samples of n and equal spread have df = 2 n - 2, and t at 5 %."""
+    n = df // 2 + 1
+    a = [i - (n - 1) / 2 for i in range(n)]
+    shift = t * math.sqrt(2 * statistics.variance(a) / n)
+    assert align.p_of_difference(a, [x + shift for x in a]) == pytest.approx(0.05, abs=1e-6)
+    assert align.p_of_difference(a, a) == pytest.approx(1.0)
+
+
+def test_p_of_difference_without_noise():
+    assert align.p_of_difference([1.0], [2.0, 3.0]) is None
+    assert align.p_of_difference([1.0, 1.0], [2.0, 2.0]) == 0.0
+    assert align.p_of_difference([1.0, 1.0], [1.0, 1.0]) == 1.0
+
+
+def test_spikes(capsys):
+    bumps = {40: 9.0, 45: 8.0, 70: math.nan, 85: 12.0}  # 40 and 45 are one
+    write_log("out-a", evals=0, loss=lambda floor, step: bumps.get(step, loss_of(floor, step)))
+    write_log("out-b")
+    _, _, report = run(capsys, "out-a", "out-b")
+    assert row_of(report, "out-a")["spikes"] == 3 and row_of(report, "out-b")["spikes"] == 0
+
+
+@pytest.mark.parametrize("how, expected", [("count", 3), ("events", 2), ("neither", None)])
+def test_skipped_steps(how, expected, capsys):
+    lines = {"count": ['{"event": "train", "step": 101, "loss": 3.0, "tokens": 101000, "skipped_steps": 3}\n'],
+             "events": ['{"event": "skipped_step", "step": 7}\n', '{"event": "skipped_step", "step": 9}\n'],
+             "neither": []}[how]  # fmt: skip
+    write_log("out-a", lines=lines)
+    out, _, report = run(capsys, "out-a")
+    assert row_of(report, "out-a")["skipped_steps"] == expected
+
+
+def test_energy_is_a_column_where_a_device_reports_it(capsys):
+    write_log("out-a", lines=['{"event": "train", "step": 105, "loss": 3.0, "tokens": 105000, "energy_j": 1234567.0}\n'])
+    assert "1,234.6" in run(capsys, "out-a")[0]
+    write_log("out-b")
+    assert "energy" not in run(capsys, "out-b")[0]
+
+
+def test_rich_on_a_terminal(three, capsys, monkeypatch):
+    """A narrow terminal gets blocks of columns, each with the run's name, and no figure is lost."""
+    piped, _, _ = run(capsys, "--latest=3")
+    monkeypatch.setattr(sys.stdout.__class__, "isatty", lambda self: True)
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setenv("NO_COLOR", "1")
+    out, _, _ = run(capsys, "--latest=3")
+    out = re.sub(r"\x1b\[\d*m", "", out)
+    assert all(len(line) <= 90 for line in out.splitlines() if not line.startswith("- "))
+    assert out.count("out-llama3") >= 3 and "crashed" in out and "┃" in out
+    shown = set(out.replace("│", " ").split())
+    assert {word for line in piped.splitlines()[2:5] for word in line.split()} <= shown
 
 
 def size_of(path):
@@ -392,16 +577,17 @@ def test_picture(three, capsys, monkeypatch):
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: kept.append(self) or savefig(self, *a, **k))
     run(capsys, "--latest=3", picture=True)
     width, height = size_of(Path("cmp/comparison.png"))
-    assert 1700 < width < 1900 and 600 < height < 1000  # 9 inches at 200 dpi
+    assert 2450 < width < 2650 and 600 < height < 1000  # 12.75 inches at 200 dpi
     (figure,) = kept
-    tokens, flops = figure.axes
+    tokens, flops, seconds = figure.axes
     assert tokens.get_ylabel() == "Validation bits per byte"
     assert (tokens.get_xlabel(), flops.get_xlabel()) == ("Training tokens", "Training compute (FLOPs)")
+    assert seconds.get_xlabel() == "Training time (h:mm:ss)"
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels[:3] == ["Qwen3, out/qwen3", "GPT-2, out-gpt2", "LLaMA-3, out-llama3"] and labels[-1] == "crashed"
-    for ax, per_token in ((tokens, 1), (flops, 7e8)):
+    for ax, per_token in ((tokens, 1), (flops, 7e8), (seconds, 0.2 / 1000)):
         (cross,) = [line for line in ax.lines if line.get_marker() == "x"]
-        assert list(cross.get_xdata()) == [40_000 * per_token]
+        assert list(cross.get_xdata()) == pytest.approx([40_000 * per_token])
         assert cross.get_ydata()[0] == pytest.approx(loss_of(3.1, 40) / math.log(2) / 4)
         assert len(ax.lines) == 2 * 3 + 1
     main = [line for line in tokens.lines if line.get_linewidth() == 1.6]
@@ -431,7 +617,8 @@ def test_table_is_not_cut_in_a_pipe_and_nothing_half_written_stays(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=True, cwd=tmp_path)
     (line,) = [line for line in done.stdout.splitlines() if line.startswith(long)]
     assert line.endswith("done") and done.stderr == ""
-    assert sorted(p.name for p in Path("comparison").iterdir()) == ["comparison.json", "comparison.md", "comparison.png"]
+    assert sorted(p.name for p in Path("comparison").iterdir()) == [
+        "comparison.html", "comparison.json", "comparison.md", "comparison.png"]  # fmt: skip
 
 
 BAD = {

@@ -11,9 +11,26 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     0: ["model_config", "training.dist", "training.shards"],
-    1: ["model_components", "model_loss", "training.config", "training.flops", "tokenization.tokenizers"],
-    2: ["model_builder", "training.data", "training.optim", "tokenization.engines", "tokenization.sources"],
+    1: [
+        "analysis.runs",
+        "model_components",
+        "model_loss",
+        "training.config",
+        "training.flops",
+        "tokenization.tokenizers",
+    ],
+    2: [
+        "analysis.align",
+        "analysis.sweep",
+        "model_builder",
+        "training.data",
+        "training.optim",
+        "tokenization.engines",
+        "tokenization.sources",
+    ],
     3: [
+        "analysis.curves",
+        "analysis.report",
         "training.metrics",
         "training.parallel",
         "tokenization.pipeline",
@@ -22,7 +39,10 @@ FLOORS = {
         "inference.scoring",
     ],
     4: [
+        "analysis.page",
+        "analysis.plot",
         "training.checkpoint",
+        "training.dashboard",
         "training.evaluate",
         "inference.chat",
         "inference.hf",

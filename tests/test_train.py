@@ -313,47 +313,6 @@ def test_a_wandb_run_goes_on_under_its_id(run, monkeypatch):
     assert seen[0] == seen[1] != seen[2] and seen[0][1] == "allow"
 
 
-class FakeWandb:
-    def __init__(self, fails: str) -> None:
-        self.fails, self.logged = fails, []
-
-    def _maybe_fail(self, where: str) -> None:
-        if self.fails == where:
-            raise RuntimeError(f"{where} failed")
-        if self.fails == f"hang in {where}":
-            time.sleep(30)
-
-    def init(self, **settings: object) -> "FakeWandb":
-        self._maybe_fail("init")
-        return self
-
-    def log(self, item: dict, step: int) -> None:
-        self._maybe_fail("log")
-        self.logged.append((step, item))
-
-    def finish(self) -> None:
-        self._maybe_fail("finish")
-
-
-@pytest.mark.parametrize("fails", ["nothing", "init", "log", "finish", "hang in init", "hang in log"])
-def test_wandb_never_stops_a_run(run, tmp_path, monkeypatch, fails):
-    from training import metrics
-
-    fake = FakeWandb(fails)
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr(metrics.WandbLog.close, "__defaults__", (0.5,))
-    assert run("a", "--wandb_log") == 0
-    assert read_events(tmp_path / "a")[-1]["reason"] == "done"
-    if fails == "nothing":
-        assert [(s, "train/loss" in item) for s, item in fake.logged if s == 6] == [(6, True), (6, False)]
-
-
-def test_wandb_absent(run, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    assert run("a", "--wandb_log") == 0
-    assert "pip install wandb" in caplog.text
-
-
 def test_print_config_needs_neither_data_nor_device(capsys):
     import train
 

@@ -84,9 +84,12 @@ class TrainConfig:
     async_checkpoint: bool = False  # copy to CPU memory, write while the training goes on
     always_save_checkpoint: bool = False  # keep all of them
 
+    dashboard: bool = False  # the terminal shows loss curve, speed and events in place of lines; needs rich
     wandb_log: bool = False
-    wandb_project: str = "nanofoundry"
-    wandb_run_name: str | None = None  # None: out_dir
+    tensorboard_log: bool = False  # to out_dir/tensorboard
+    trackio_log: bool = False
+    wandb_project: str = "nanofoundry"  # trackio's too
+    wandb_run_name: str | None = None  # trackio's too; None: out_dir
 
     def __post_init__(self) -> None:
         check_field_types(self)
@@ -131,8 +134,8 @@ class TrainConfig:
             notes.append(f"muon_learning_rate={self.muon_learning_rate} has no effect with optimizer={self.optimizer!r}")
         if self.hybrid_shard_size is not None and not (self.use_fsdp or self.use_zero1):
             notes.append(f"hybrid_shard_size={self.hybrid_shard_size} has no effect without use_fsdp or use_zero1")
-        if self.wandb_run_name is not None and not self.wandb_log:
-            notes.append(f"wandb_run_name={self.wandb_run_name!r} has no effect with wandb_log=False")
+        if self.wandb_run_name is not None and not (self.wandb_log or self.trackio_log):
+            notes.append(f"wandb_run_name={self.wandb_run_name!r} has no effect without wandb_log or trackio_log")
         return notes
 
 

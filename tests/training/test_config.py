@@ -202,7 +202,10 @@ ELSEWHERE = {
     "dist_timeout_s": "faults/test_torchrun: test_a_hung_rank_ends_the_job_and_is_named",
     "max_bad_steps": "test_faults: test_too_many_of_them_end_the_run",
     "spike_factor": "test_faults: test_spikes_are_skipped_when_asked_for",
-    "wandb_log": "test_train: test_wandb_never_stops_a_run",
+    "dashboard": "test_dashboard: test_on_a_terminal",
+    "wandb_log": "test_metrics: test_a_backend_never_stops_a_run",
+    "tensorboard_log": "test_metrics: test_tensorboard",
+    "trackio_log": "test_metrics: test_a_backend_never_stops_a_run",
     "wandb_project": "test_wandb_names",
     "wandb_run_name": "test_wandb_names",
 }

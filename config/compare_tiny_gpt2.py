@@ -1,0 +1,37 @@
+"""GPT-2's choices at 1.35 M parameters: one of four of equal depth, width and size (within 2 %), to compare on a CPU.
+
+    python train.py config/compare_tiny_gpt2.py
+    python compare_architectures.py --run config/compare_tiny_*.py --seeds 3
+
+1,350,400 parameters; 2,048 tokens a step.
+"""
+
+arch_preset = "gpt2"
+n_layer = 4
+n_head = 4
+n_embd = 128
+d_ff = 512  # 4 * 128
+bias = True
+block_size = 256
+vocab_size = 4096
+weight_tying = True
+
+# 8 * 256 = 2,048 tokens a step; 489 steps are 1.0 M tokens, two fifths of an epoch
+dataset = "python_stdlib"
+batch_size = 8
+gradient_accumulation_steps = 1
+max_iters = 489
+
+# One for all four, tuned for none
+learning_rate = 4e-3
+min_lr = 4e-4
+warmup_iters = 50
+weight_decay = 0.1
+
+compile = False  # compiling would take longer than it saves
+
+out_dir = "out-compare-tiny-gpt2"
+eval_interval = 50
+eval_iters = 20
+log_interval = 10
+checkpoint_interval = 250

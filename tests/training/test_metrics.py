@@ -1,0 +1,82 @@
+"""Log backends: what they are given, and that none of them stops a run."""
+
+import sys
+import time
+
+import pytest
+from conftest import read_events
+
+from training import metrics
+
+
+class Fake:
+    """Stands in for the modules wandb and trackio; fails, or hangs, where it is told to."""
+
+    def __init__(self, fails: str) -> None:
+        self.fails, self.logged, self.settings = fails, [], []
+
+    def _maybe_fail(self, where: str) -> None:
+        if self.fails == where:
+            raise RuntimeError(f"{where} failed")
+        if self.fails == f"hang in {where}":
+            time.sleep(30)
+
+    def init(self, **settings: object) -> "Fake":
+        self._maybe_fail("init")
+        self.settings.append(settings)
+        return self
+
+    def log(self, item: dict, step: int) -> None:
+        self._maybe_fail("log")
+        self.logged.append((step, item))
+
+    def finish(self) -> None:
+        self._maybe_fail("finish")
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+@pytest.mark.parametrize("fails", ["nothing", "init", "log", "finish", "hang in init", "hang in log"])
+def test_a_backend_never_stops_a_run(run, tmp_path, monkeypatch, fails, name):
+    fake = Fake(fails)
+    monkeypatch.setitem(sys.modules, name, fake)
+    monkeypatch.setattr(metrics.Backends.close, "__defaults__", (0.5,))
+    assert run("a", f"--{name}_log") == 0
+    assert read_events(tmp_path / "a")[-1]["reason"] == "done"
+    if fails == "nothing":
+        at_end = [item for step, item in fake.logged if step == 6]
+        assert ["train/loss" in item for item in at_end] == [True, False] and "eval/val_loss" in at_end[1]
+        assert fake.settings[0]["project"] == "nanofoundry" and str(tmp_path / "a") in fake.settings[0]["name"]
+
+
+@pytest.mark.parametrize(
+    "name, module", [("wandb", "wandb"), ("trackio", "trackio"), ("tensorboard", "torch.utils.tensorboard")]
+)
+def test_an_absent_backend_is_said(run, monkeypatch, caplog, name, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert run("a", f"--{name}_log") == 0
+    assert f"pip install {name}" in caplog.text
+
+
+def test_tensorboard(run, tmp_path):
+    """Read back with its own reader: every logged loss at its step, before and after a resume."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert run("a", "--tensorboard_log", "--max_iters=4") == 0
+    assert run("a", "--tensorboard_log") == 0
+    reader = EventAccumulator(str(tmp_path / "a" / "tensorboard"))
+    reader.Reload()
+    found = {(e.step, round(e.value, 4)) for e in reader.Scalars("train/loss")}
+    assert found == {(e["step"], round(e["loss"], 4)) for e in read_events(tmp_path / "a", "train")} and len(found) == 6
+    assert "eval/val_loss" in reader.Tags()["scalars"] and "train/mfu" not in reader.Tags()["scalars"]
+
+
+def test_only_the_first_rank_logs(monkeypatch):
+    from training.config import TrainConfig
+
+    fake = Fake("nothing")
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for rank in (1, 0):
+        backends = metrics.Backends(TrainConfig(wandb_log=True), {}, "id", rank)
+        backends.write("train", 1, loss=2.0, mfu=None)
+        backends.close()
+        assert [item for _, item in fake.logged] == ([] if rank else [{"step": 1, "train/loss": 2.0}])
