@@ -39,7 +39,7 @@ from training.data import (
 )
 from training.evaluate import bits_per_byte, evaluate
 from training.optim import StepGuard, learning_rate_at, set_learning_rate, state_bytes
-from training.parallel import build_strategy, copy_weights
+from training.parallel import assign_shard, build_strategy
 from training.shards import open_tokens
 
 ROOT = Path(__file__).resolve().parent
@@ -127,7 +127,7 @@ def train(
         if from_hf:
             from inference.hf import load_hf
 
-            copy_weights(load_hf(config.init_from.removeprefix("hf:"), model_config), model)
+            load_hf(config.init_from.removeprefix("hf:"), model_config, into=model, assign=assign_shard)
         optimizers = strategy.optimizers(model, config)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         if source is not None:

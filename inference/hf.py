@@ -172,14 +172,18 @@ def load_hf(
     wanted: ModelArchitectureConfig | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    into: ConfigurableGPT | None = None,
+    assign: Callable[[Tensor, Tensor], object] = Tensor.copy_,
 ) -> ConfigurableGPT:
     """The model in a folder of Hugging Face's layout, or under a name on its hub, in `dtype` on `device`.
 
     The weights go over tensor by tensor, so that never more than one of them is held twice. Dropout is 0.0 whatever
     config.json says: it belongs to a training run, not to the weights. `wanted` builds that architecture instead, which may
-    differ from config.json's only in what no weight depends on. Raises ValueError, in one line, for a model_type or an
-    option that we cannot express, for a missing, unexpected, misshapen or quantised tensor, for a tied lm_head that differs
-    from the embedding, for a damaged file, for weights that are not safetensors, and where the hub gives nothing.
+    differ from config.json's only in what no weight depends on. `into` is filled instead of a new model, each parameter by
+    assign(parameter, values): the values are whole, the parameter may be a shard. Raises ValueError, in one line, for a
+    model_type or an option that we cannot express, for a missing, unexpected, misshapen or quantised tensor, for a tied
+    lm_head that differs from the embedding, for a damaged file, for weights that are not safetensors, and where the hub
+    gives nothing.
     """
     folder = find_folder(dir_or_id)
     hf_config = read_json(folder / "config.json")
@@ -196,13 +200,16 @@ def load_hf(
         with torch.device("meta"):
             model = ConfigurableGPT(config)
         check_tensors(tensors, model, family, folder)  # before any memory is taken
-        model = model.to(dtype).to_empty(device=device)
+        model = into if into is not None else model.to(dtype).to_empty(device=device)
         for name, p in model.named_parameters():
-            for hf_name, view in as_hf(name, p, family, config).items():
+            whole = p if into is None else torch.empty(p.shape, dtype=dtype)
+            for hf_name, view in as_hf(name, whole, family, config).items():
                 view.copy_(tensors.pop(hf_name.removeprefix(family.prefix)).read())
-        head = tensors.get("lm_head.weight")  # still there: stored, though tied
-        if head is not None and not torch.equal(head.read().to(model.head_weight), model.head_weight):
-            raise ValueError(f"{head.path}: lm_head.weight differs from the token embedding, but config.json ties them")
+            head = tensors.get("lm_head.weight") if config.weight_tying else None  # stored, though tied
+            if name == "token_embedding.weight" and head is not None and not torch.equal(head.read().to(whole), whole):
+                raise ValueError(f"{head.path}: lm_head.weight differs from the token embedding, but config.json ties them")
+            if into is not None:
+                assign(p, whole)
     if model.rope is not None:
         model.rope.fill_tables()
     return model

@@ -180,14 +180,6 @@ def fill(model: ConfigurableGPT, seed: int | None, assign: Callable[[Tensor, Ten
         model.rope.fill_tables()
 
 
-@torch.no_grad()
-def copy_weights(source: ConfigurableGPT, model: ConfigurableGPT) -> None:
-    """From a whole model into one that may be sharded."""
-    whole = dict(source.named_parameters())
-    for name, p in model.named_parameters():
-        assign_shard(p, whole[name])
-
-
 def build_strategy(config: TrainConfig, world: World, device: torch.device, dtype: torch.dtype) -> Strategy:
     """From use_zero1, use_fsdp and hybrid_shard_size. Raises ValueError where they cannot be had."""
     if world.size == 1:

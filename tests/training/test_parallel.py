@@ -12,6 +12,7 @@ from conftest import read_events, write_dataset
 from ranks import spawn, train_all
 from torch.distributed.tensor import DTensor
 
+from inference.hf import save_hf
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from training import checkpoint
@@ -247,3 +248,28 @@ def test_a_model_is_never_whole_on_one_rank(tmp_path):
     spawn(4, memory_of_a_shard, tmp_path)
     for rank in range(4):
         assert int((tmp_path / str(rank)).read_text()) < whole / 4 + 3 * largest
+
+
+def from_hf(world: World, folder: Path) -> None:
+    jobs = [
+        [
+            *SHAPE,
+            f"--dataset={folder}/dataset",
+            f"--out_dir={folder}/{world.size}-{name}",
+            f"--init_from=hf:{folder}/hf",
+            *flags,
+        ]
+        for name, flags in STRATEGIES[world.size].items()
+    ]
+    train_all(world, jobs)
+
+
+def test_weights_from_hugging_face_become_shards(tmp_path):
+    write_dataset(tmp_path / "dataset")
+    save_hf(ConfigurableGPT(load_config(SHAPE)[0], seed=3), tmp_path / "hf")
+    for size in (1, 2):
+        spawn(size, from_hf, tmp_path)
+    first = {out_dir.name: losses_and_norms(out_dir)[0] for out_dir in tmp_path.glob("*-*") if out_dir.is_dir()}
+    assert len(first) == 4
+    for losses in first.values():
+        assert losses == pytest.approx(first["1-single"], rel=1e-6)
