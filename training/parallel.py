@@ -13,7 +13,6 @@ checkpoints, and with them their resharding. torch's ZeroRedundancyOptimizer can
 """
 
 import contextlib
-import functools
 import inspect
 from collections.abc import Callable
 
@@ -73,10 +72,16 @@ class Strategy:
         for block in model.blocks:
             if self.config.activation_checkpointing != "none":
                 selective = self.config.activation_checkpointing == "selective"
-                options = {"context_fn": selective_contexts} if selective else {}
-                block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False, **options)
+                block.forward = recomputed(block.forward, {"context_fn": selective_contexts} if selective else {})
             if compile:
                 block.compile(dynamic=False)
+
+
+def recomputed(forward: Callable, options: dict[str, Callable]) -> Callable:
+    def call(*inputs: object) -> Tensor:  # functools.partial would do, but torch.compile does not look into it
+        return checkpoint(forward, *inputs, use_reentrant=False, **options)
+
+    return call
 
 
 class DDP(Strategy):

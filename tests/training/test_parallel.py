@@ -18,7 +18,7 @@ from model_config import get_preset_config
 from training import checkpoint
 from training.config import load_config
 from training.dist import World
-from training.parallel import build_strategy
+from training.parallel import Strategy, build_strategy
 
 STRATEGIES = {
     1: {"single": []},
@@ -223,6 +223,26 @@ def test_recomputation_saves_memory():
         loss.backward()
         kept[mode] = sum(saved.values())
     assert kept["none"] > 1.5 * kept["full"] > 0 and kept["none"] > kept["selective"]
+
+
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+def test_blocks_are_compiled_whole_whatever_is_recomputed(mode, monkeypatch):
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: plain(self, backend="eager", **options))
+    torch._dynamo.reset()
+    counters.clear()
+    model_config, config = load_config([*SHAPE, f"--activation_checkpointing={mode}"])
+    with torch.device("meta"):
+        model = ConfigurableGPT(model_config)
+    strategy = Strategy(config, World(size=2), torch.device("cpu"), torch.float32)  # of two: block by block
+    forward = strategy.wrap(model, seed=0, compile=True)
+    x = torch.zeros(2, 16, dtype=torch.long)
+    forward(x, x)[1].backward()
+    assert counters["stats"]["unique_graphs"] >= 1 and not counters["graph_break"]
+    assert all(p.grad is not None for p in model.parameters())
 
 
 def memory_of_a_shard(world: World, folder: Path) -> None:
