@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     with user_errors():
         print_config = "--print_config" in argv
         model_config, config = load_config([a for a in argv if a != "--print_config"])
-    derived = derived_figures(model_config, config)
+        derived = derived_figures(model_config, config)
     if print_config:
         print(json.dumps({"model": asdict(model_config), "train": asdict(config), "derived": derived}, indent=2))
         return 0
@@ -69,8 +69,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def derived_figures(model_config: ModelArchitectureConfig, config: TrainConfig) -> dict[str, int]:
-    with torch.device("meta"):
-        model = ConfigurableGPT(model_config)
+    try:
+        with torch.device("meta"):
+            model = ConfigurableGPT(model_config)
+    except RuntimeError as error:  # a size that no computer can count
+        raise ValueError(f"a model of this size cannot be: {error}") from error
     return {
         "params": model.get_num_params(),
         "params_non_embedding": model.get_num_params_non_embedding(),
