@@ -314,6 +314,7 @@ def train(
                 backends.write("train", step, **m)
                 if guarded["bad_in_a_row"] >= config.max_bad_steps:
                     reason = f"error: {guarded['bad_in_a_row']:.0f} steps in a row were skipped, gradient norm {norm_now:.3g}"
+                    checkpoints.finish()  # an asynchronous one must not be cut off
                     break
     except BaseException as error:
         reason = f"error: {type(error).__name__}: {error}"

@@ -20,12 +20,14 @@ initial weights are functions of (seed, step), so no generator state needs savin
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import time
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +75,17 @@ class Checkpoints:
             self._thread = ThreadPoolExecutor(1, "checkpoint")
             self._stager = DefaultStager(StagingOptions(False, False, False, False))
             # Its collectives must not meet those of the training
-            self._group = torch.distributed.new_group(backend="gloo") if world.size > 1 else None
+            timeout = timedelta(seconds=config.dist_timeout_s)
+            self._group = torch.distributed.new_group(backend="gloo", timeout=timeout) if world.size > 1 else None
 
     def save(self, tensors: dict[str, Tensor], state: Mapping[str, Any], resolved: Mapping[str, Any], wait: bool) -> None:
         """Writes the checkpoint of state["step"], or begins to. What comes of it is among the events; with `wait` it is on the
         disk when this returns. Raises SaveFailed with `wait` only: an earlier one may be made good by the next."""
         self._finish()
         best = self.best
-        if state["val_loss"] is not None and (best is None or state["val_loss"] < best["val_loss"]):
-            best = {"step": state["step"], "val_loss": state["val_loss"]}
+        val_loss = state["val_loss"]
+        if val_loss is not None and math.isfinite(val_loss) and (best is None or val_loss < best["val_loss"]):
+            best = {"step": state["step"], "val_loss": val_loss}
         state = {**state, "best": best}
         started = time.perf_counter()
         if self.config.async_checkpoint:
@@ -96,6 +100,10 @@ class Checkpoints:
         self._events.append({"step": state["step"], "blocked_ms": 1e3 * (time.perf_counter() - started)})
         if wait or not self.config.async_checkpoint:
             self._finish(must_succeed=wait)
+
+    def finish(self) -> None:
+        """Waits for the save that is underway; what becomes of it is among the events."""
+        self._finish()
 
     def events(self) -> list[dict[str, Any]]:
         """What became of the saves since the last call: {"step", "blocked_ms", "saved_ms", "path" or "failed"} each."""
@@ -164,7 +172,8 @@ class Writer(StorageWriter):
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         if is_coordinator:
-            shutil.rmtree(self.partial, ignore_errors=True)
+            for folder in leftovers(self.path.parent):
+                shutil.rmtree(folder, ignore_errors=True)
             self.partial.mkdir(parents=True)
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
@@ -256,6 +265,8 @@ def check_space(out_dir: Path, n_bytes: int, keep_last: int) -> str | None:
     """Raises ValueError where not even one more checkpoint of n_bytes fits on the disk; a note where the kept ones may not."""
     folder = next(p for p in (out_dir, *out_dir.absolute().parents) if p.exists())
     free = shutil.disk_usage(folder).free
+    cut_off = leftovers(out_dir / "checkpoints")  # a save that died may have filled the disk; the next one removes it
+    free += sum(file.stat().st_size for partial in cut_off for file in partial.iterdir())
     if free < n_bytes:
         raise ValueError(f"{folder} has {free / 1e9:.1f} GB free, one checkpoint takes {n_bytes / 1e9:.1f} GB: make room")
     missing = keep_last + 2 - len(list_checkpoints(out_dir))  # the best one, and the one being written
@@ -269,6 +280,10 @@ def find_checkpoint(out_dir: str | Path, step: int | None = None, world: World =
     Raises ValueError where `step` was asked for and is not there or is damaged, and where all are damaged. Each rank takes
     the digests of a part of the files."""
     there = list_checkpoints(out_dir)
+    # What rank 0 sees: a network file system may show another node an older list, and ranks that look at different
+    # checkpoints would wait for each other
+    seen = json.loads(world.first(json.dumps([(s, path.name) for s, path in there])))
+    there = [(s, Path(out_dir) / "checkpoints" / name) for s, name in seen]
     if step is not None and step not in dict(there):
         steps = ", ".join(str(s) for s, _ in there) or "none"
         raise ValueError(f"no checkpoint of step {step} in {out_dir}/checkpoints (there: {steps})")
@@ -378,12 +393,21 @@ def load_tensors(path: Path, tensors: dict[str, Tensor], of_optimizer: bool) -> 
 
 
 def prune_checkpoints(out_dir: str | Path, keep_last: int, keep_steps: Collection[int | None]) -> None:
-    """Removes all but the newest `keep_last` and those of `keep_steps`."""
+    """Removes all but the newest `keep_last` and those of `keep_steps`. What cannot be removed, as while someone reads it over
+    NFS, costs a warning; the next save tries again."""
     for step, path in list_checkpoints(out_dir)[:-keep_last]:
         if step not in keep_steps:
             doomed = path.with_name(f"partial_{path.name}")  # first out of sight, then away
-            path.rename(doomed)
-            shutil.rmtree(doomed)
+            try:
+                path.rename(doomed)
+                shutil.rmtree(doomed)
+            except OSError as error:
+                log.warning(f"{path} is no longer needed and could not be removed: {error}")
+
+
+def leftovers(checkpoints: Path) -> list[Path]:
+    """Folders that were being written or removed when a process died; the next save removes them first."""
+    return [folder for folder in checkpoints.glob("partial_*") if folder.is_dir()]
 
 
 def set_aside_checkpoints(out_dir: str | Path) -> Path | None:

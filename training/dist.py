@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -113,12 +114,18 @@ def speaks_first(message: str) -> bool:
 
 
 def exit_with(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoReturn:
-    """Ends the process with what main returns. Gloo's threads free Python objects at a time of their own; where the interpreter
-    is already being dismantled that aborts the process, so a connected one leaves without dismantling."""
+    """Ends the process with what main returns, 1 after an exception. Gloo's threads free Python objects at a time of their own;
+    where the interpreter is already being dismantled that aborts the process, and a save in the background that waits for a
+    rank which hangs would be waited for; so a connected one leaves without dismantling."""
     try:
         code = main(argv)
     except SystemExit as end:
         code = end.code
+    except BaseException:
+        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+            raise
+        traceback.print_exc()
+        code = 1
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -137,6 +137,3 @@ class StepGuard:
     def state(self) -> dict[str, float]:
         """For the log and the checkpoint; waits for the device."""
         return {name: value.item() for name, value in self._state.items()}
-
-    def given_up(self) -> bool:
-        return self._state["bad_in_a_row"].item() >= self.max_bad_steps

@@ -173,7 +173,8 @@ def free_port() -> int:
 
 SRUN = """#!/usr/bin/env bash
 # Two tasks of one node, as srun starts them; USR1 goes to the tasks.
-shift  # --kill-on-bad-exit=1
+echo "$SRUN_CPUS_PER_TASK $1 $2" >> "$FAKE_SLURM/srun.log"
+shift 2
 for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=2 "$@" & pids[$i]=$!; done
 trap 'kill -USR1 "${pids[@]}"' USR1
 code=0
@@ -196,6 +197,7 @@ def test_slurm_queues_the_job_again_until_it_is_done(dataset, tmp_path):
         (tmp_path / name).chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE_SLURM": str(tmp_path), "PYTHON": sys.executable}
     env |= {"SLURM_JOB_ID": str(free_port() - 20000), "SLURM_JOB_NODELIST": "node0", "SLURM_SUBMIT_DIR": str(ROOT)}
+    env["SLURM_CPUS_PER_TASK"] = "1"
     run = ["scripts/train.slurm", *flags(dataset, tmp_path / "a", "--max_iters=400", "--eval_interval=200")]
     first = Process(run, **env)
     wait_for_step(first, tmp_path / "a", 5)
@@ -203,6 +205,8 @@ def test_slurm_queues_the_job_again_until_it_is_done(dataset, tmp_path):
     code, out = first.finish(120)
     assert code == 0, out
     assert re.fullmatch(r"requeue \d+\n", (tmp_path / "scontrol.log").read_text())
+    # srun must not answer the first task's 75 by killing the others: the worst code of all tasks is its own
+    assert (tmp_path / "srun.log").read_text() == "1 --kill-on-bad-exit=0 --wait=60\n"
     assert read_events(tmp_path / "a")[-1]["reason"] == "signal SIGUSR1"
     code, out = finish(run, **env)
     assert code == 0, out

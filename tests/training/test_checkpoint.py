@@ -1,6 +1,10 @@
 """Nothing is lost: damage is recognised in every file, older checkpoints stand in, the best one stays."""
 
+import errno
 import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from training import checkpoint
 from training.config import TrainConfig
+from training.dist import World
 from training.optim import build_optimizers, optimizer_tensors
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.json", "manifest.json")
@@ -203,3 +208,66 @@ def test_a_checkpoint_of_step_zero_has_no_optimizer_state(tmp_path):
         p.grad = torch.ones_like(p)
     fresh[0].step()
     assert all(state["step"] == 1 for state in fresh[0].state.values())
+
+
+def test_what_cannot_be_removed_costs_a_warning(tmp_path, monkeypatch, caplog):
+    """As over NFS while sample.py reads the folder: a run of weeks does not end for it."""
+    model, optimizers = trained()
+    tensors = dict(model.named_parameters()) | optimizer_tensors(model, optimizers)
+    checkpoints = checkpoint.Checkpoints(tmp_path, World(), TrainConfig(keep_last=1), None, None)
+    plain = shutil.rmtree
+
+    def busy(path, *args, **kwargs):
+        if Path(path).name == "partial_step_00000001":
+            if kwargs.get("ignore_errors"):
+                return
+            raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+        plain(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    for step in (1, 2):
+        checkpoints.save(tensors, {"step": step, "val_loss": None}, {}, wait=True)
+    assert len(said(caplog)) == 1 and "step_00000001" in said(caplog)[0] and "could not be removed" in said(caplog)[0]
+    monkeypatch.undo()
+    checkpoints.save(tensors, {"step": 3, "val_loss": None}, {}, wait=True)
+    assert [f.name for f in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
+
+
+def test_saves_that_were_cut_off_do_not_fill_the_disk(tmp_path, monkeypatch):
+    model, optimizers = trained()
+    path = save(tmp_path, 1, model, optimizers)
+    left = path.with_name("partial_step_00000007")
+    path.rename(left)
+    size = sum(f.stat().st_size for f in left.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    checkpoint.check_space(tmp_path, size, keep_last=1)
+    with pytest.raises(ValueError, match="make room"):
+        checkpoint.check_space(tmp_path, size + 1, keep_last=1)
+    save(tmp_path, 2, model, optimizers)
+    assert not left.exists()
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
+    model, optimizers = trained()
+    tensors = dict(model.named_parameters()) | optimizer_tensors(model, optimizers)
+    checkpoints = checkpoint.Checkpoints(tmp_path, World(), TrainConfig(keep_last=1), None, None)
+    for step, loss in ((1, float("nan")), (2, 3.0), (3, 4.0), (4, float("nan"))):
+        checkpoints.save(tensors, {"step": step, "val_loss": loss}, {}, wait=True)
+    assert checkpoints.best == {"step": 2, "val_loss": 3.0}
+    assert [s for s, _ in checkpoint.list_checkpoints(tmp_path)] == [2, 4]
+
+
+def test_ranks_go_on_from_what_rank_0_sees(tmp_path):
+    """A network file system may show one node an older list of folders than another."""
+    model, optimizers = trained()
+    for step in (1, 2):
+        save(tmp_path, step, model, optimizers)
+    seen, answers = [], iter(['[[1, "step_00000001"]]', None])  # of rank 0: its list, and that it found no damage
+
+    class SecondRank(World):
+        def first(self, value: str | None) -> str | None:
+            seen.append(value)
+            return next(answers)
+
+    assert checkpoint.find_checkpoint(tmp_path, world=SecondRank(1, 1, 2)) == checkpoint.checkpoint_path(tmp_path, 1)
+    assert "step_00000002" in seen[0] and seen[1:] == [None]
