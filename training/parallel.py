@@ -13,7 +13,9 @@ checkpoints, and with them their resharding. torch's ZeroRedundancyOptimizer can
 """
 
 import contextlib
+import functools
 import inspect
+import types
 from collections.abc import Callable
 
 import torch
@@ -71,17 +73,10 @@ class Strategy:
         """Activation checkpointing inside, compilation around it; sharding comes around both."""
         for block in model.blocks:
             if self.config.activation_checkpointing != "none":
-                selective = self.config.activation_checkpointing == "selective"
-                block.forward = recomputed(block.forward, {"context_fn": selective_contexts} if selective else {})
+                recompute = recompute_some if self.config.activation_checkpointing == "selective" else recompute_all
+                block.forward = types.MethodType(recompute, block)
             if compile:
                 block.compile(dynamic=False)
-
-
-def recomputed(forward: Callable, options: dict[str, Callable]) -> Callable:
-    def call(*inputs: object) -> Tensor:  # functools.partial would do, but torch.compile does not look into it
-        return checkpoint(forward, *inputs, use_reentrant=False, **options)
-
-    return call
 
 
 class DDP(Strategy):
@@ -213,6 +208,16 @@ EXPENSIVE_OPS = {
     torch.ops.aten._scaled_dot_product_cudnn_attention.default,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
 }
+
+
+# Functions of our own whose first argument is the block: the compiler enters neither torch's checkpoint by itself, nor, past
+# eight blocks, what is another object for each of them.
+def recompute_all(block: nn.Module, *args: object) -> Tensor:
+    return checkpoint(functools.partial(type(block).forward, block), *args, use_reentrant=False)
+
+
+def recompute_some(block: nn.Module, *args: object) -> Tensor:
+    return checkpoint(functools.partial(type(block).forward, block), *args, use_reentrant=False, context_fn=selective_contexts)
 
 
 def selective_contexts() -> tuple[contextlib.AbstractContextManager, contextlib.AbstractContextManager]:

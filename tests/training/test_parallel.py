@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import read_events, write_dataset
 from ranks import spawn, train_all
+from torch._dynamo.utils import counters
 from torch.distributed.tensor import DTensor
 
 from inference.hf import save_hf
@@ -18,7 +19,7 @@ from model_config import get_preset_config
 from training import checkpoint
 from training.config import load_config
 from training.dist import World
-from training.parallel import Strategy, build_strategy
+from training.parallel import build_strategy
 
 pytestmark = pytest.mark.timeout(900)  # of which most are the fixtures
 STRATEGIES = {
@@ -232,24 +233,33 @@ def test_recomputation_saves_memory():
     assert kept["none"] > 1.5 * kept["full"] > 0 and kept["none"] > kept["selective"]
 
 
-@pytest.mark.parametrize("mode", ["none", "selective", "full"])
-def test_blocks_are_compiled_whole_whatever_is_recomputed(mode, monkeypatch):
-    import torch._dynamo
-    from torch._dynamo.utils import counters
+def test_recomputed_blocks_are_compiled_too(monkeypatch):
+    """Block by block, as with several processes: one graph for all ten of them, the same gradients, less memory."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **k: compile_module(self, backend="aot_eager", **k))
+    x, kept = torch.arange(16)[None], {}
+    grads: dict[tuple[str, bool], list[torch.Tensor]] = {}
+    for mode, compile in itertools.product(("none", "selective", "full"), (False, True)):
+        torch._dynamo.reset()
+        counters.clear()
+        model = ConfigurableGPT(load_config([*SHAPE, "--n_layer=10"])[0], seed=0)
+        config = load_config([f"--activation_checkpointing={mode}"])[1]
+        build_strategy(config, World(), torch.device("cpu"), torch.float32)._prepare_blocks(model, compile)
+        saved, own = {}, {p.data_ptr() for p in model.parameters()}
 
-    plain = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: plain(self, backend="eager", **options))
-    torch._dynamo.reset()
-    counters.clear()
-    model_config, config = load_config([*SHAPE, f"--activation_checkpointing={mode}"])
-    with torch.device("meta"):
-        model = ConfigurableGPT(model_config)
-    strategy = Strategy(config, World(size=2), torch.device("cpu"), torch.float32)  # of two: block by block
-    forward = strategy.wrap(model, seed=0, compile=True)
-    x = torch.zeros(2, 16, dtype=torch.long)
-    forward(x, x)[1].backward()
-    assert counters["stats"]["unique_graphs"] >= 1 and not counters["graph_break"]
-    assert all(p.grad is not None for p in model.parameters())
+        def pack(t: torch.Tensor, saved: dict = saved, own: set = own) -> torch.Tensor:
+            if t.data_ptr() not in own:
+                saved[t.data_ptr()] = t.nbytes
+            return t
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            _, loss = model(x, x)
+        loss.backward()
+        grads[mode, compile], kept[mode, compile] = [p.grad for p in model.parameters()], sum(saved.values())
+        assert counters["stats"]["unique_graphs"] == int(compile)
+    for compiled in grads.values():
+        torch.testing.assert_close(compiled, grads["none", False], rtol=1e-4, atol=1e-6)
+    assert kept["none", True] > 1.5 * kept["selective", True] > 3 * kept["full", True]
 
 
 def memory_of_a_shard(world: World, folder: Path) -> None:
