@@ -1,7 +1,7 @@
 """Saving and loading about 500 MB of weights and AdamW state: ours, beside torch.save and torch's own DCP, on 1 and 2 ranks.
 
     python benchmarks/checkpoint.py                      # writes benchmarks/results/checkpoint.json; about 3 minutes
-    python benchmarks/checkpoint.py --state_mb=20 --rounds=2 --write=False     # a smoke test
+    python benchmarks/checkpoint.py --state_mb=90 --rounds=2 --write=False     # a smoke test
 
 The state is sharded by FSDP where there are 2 ranks; torch.save writes there what a rank holds into a file of its own, which no
 other number of ranks could read. Rows, each a median over `rounds`, taken in turn:
@@ -68,7 +68,7 @@ def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
     shape = {"n_embd": 512, "n_head": 8, "num_key_value_heads": 4, "head_dim": 64, "d_ff": 1536, "vocab_size": 8192}
     layers = max(1, round((c.state_mb * 1e6 / 12 - 512 * 8192) / 3.15e6))  # 12 bytes a parameter, 3.15 M parameters a layer
     with torch.device("meta"):
-        model = ConfigurableGPT(get_preset_config("qwen3", **shape, n_layer=layers, block_size=64))
+        model = ConfigurableGPT(get_preset_config("qwen3", **shape, n_layer=layers, weight_tying=True, block_size=64))
     strategy.wrap(model, seed=1)
     optimizers = strategy.optimizers(model, config)
     allocate_state(optimizers)
