@@ -202,6 +202,7 @@ def main(argv: Sequence[str]) -> int:
         c = BenchmarkConfig(**flags)
         if c.rounds < 1:
             raise ValueError(f"rounds={c.rounds} must be at least 1")
+    load_average = round(os.getloadavg()[0], 1)
     rows = {}
     with tempfile.TemporaryDirectory(dir=c.folder) as folder:
         for size in (1, 2):
@@ -219,6 +220,7 @@ def main(argv: Sequence[str]) -> int:
             "config": asdict(c),
             "results": rows,
             "device": dist.device_name(torch.device("cpu")) + " a rank",
+            "load_average": load_average,  # of the minute before: what else the machine was doing
             "versions": metrics.versions(),
             "git": metrics.git_state(),
         }

@@ -203,6 +203,7 @@ def main(argv: Sequence[str]) -> int:
         c = BenchmarkConfig(**flags)
         if not Path("/proc/self/clear_refs").exists():
             raise ValueError("the peak of memory is read from /proc/self: this benchmark runs on Linux")
+    load_average = round(os.getloadavg()[0], 1)
     torch.set_num_threads(1)
     rows: dict[str, dict[str, Any]] = {"memory": {}, "step of 2 ranks": {}}
     failed = []
@@ -238,6 +239,7 @@ def main(argv: Sequence[str]) -> int:
             "results": rows,
             "optimizer_state": verdict,
             "device": dist.device_name(torch.device("cpu")) + " a rank",
+            "load_average": load_average,  # of the minute before: what else the machine was doing
             "versions": metrics.versions(),
             "git": metrics.git_state(),
         }
