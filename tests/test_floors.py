@@ -108,8 +108,8 @@ def test_nothing_executable_is_loaded():
         r"\bpickle\b(?!s)|torch\.load\(|trust_remote_code|weights_only|(?<![.\w])(?:eval|exec)\(|\bshelve\b|\bmarshal\b"
     )
     hits = {str(f): m.group() for f in FILES if (m := unsafe.search(re.sub(r'"""[\s\S]*?"""|#.*', "", (ROOT / f).read_text())))}
-    # The config file that the user names; the reader of nanoGPT's meta.pkl, which admits plain values only (test_shards.py); our
-    # rival in a benchmark, which reads what the benchmark itself has written a moment before
+    # The config file that the user names; the reader of nanoGPT's meta.pkl, which admits plain values only (test_shards.py);
+    # our rival in a benchmark, which reads what the benchmark itself has written a moment before
     assert hits == {"training/config.py": "exec(", "training/shards.py": "pickle", "benchmarks/checkpoint.py": "torch.load("}
 
 
