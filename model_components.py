@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 NORMS: dict[str, Callable[[int, ModelArchitectureConfig], nn.Module]] = {
-    "layernorm": lambda dim, config: nn.LayerNorm(dim, eps=config.norm_eps, bias=config.bias),
+    "layernorm": lambda dim, config: LayerNorm(dim, eps=config.norm_eps, bias=config.bias),
     "rmsnorm": lambda dim, config: RMSNorm(dim, eps=config.norm_eps),
 }
 
@@ -31,6 +31,17 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "relu": F.relu,
 }
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean) / std * weight + bias over the last dimension, in the type of x (Ba et al. 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Sharded blocks have their weights in bf16 beside a stream in fp32, which torch's kernel for the CPU refuses
+        if self.weight.dtype == torch.bfloat16 and x.dtype == torch.float32:
+            bias = None if self.bias is None else self.bias.float()
+            return F.layer_norm(x, self.normalized_shape, self.weight.float(), bias, self.eps)
+        return super().forward(x)
 
 
 class RMSNorm(nn.RMSNorm):

@@ -209,6 +209,18 @@ def test_gradients_may_travel_in_bf16(runs, name):
     assert rounded[0] == pytest.approx(exact[0], rel=2e-3) and rounded[1] != exact[1]
 
 
+@pytest.mark.parametrize("preset", ["gpt2", "qwen3"])
+def test_every_strategy_multiplies_in_bf16(tmp_path, preset):
+    dataset = write_dataset(tmp_path / "dataset")
+    more = [f"--arch_preset={preset}", "--num_key_value_heads=2", "--dtype=bfloat16", "--max_iters=3", "--eval_interval=3"]
+    jobs = {n: [*SHAPE, *more, f"--dataset={dataset}", f"--out_dir={tmp_path}/{n}", *f] for n, f in STRATEGIES[2].items()}
+    spawn(2, train_all, list(jobs.values()))
+    losses = {name: [e["loss"] for e in read_events(tmp_path / name, "train")] for name in jobs}
+    assert len(losses["ddp"]) == 3
+    for name in jobs:
+        assert losses[name] == pytest.approx(losses["ddp"], rel=2e-3)
+
+
 def test_recomputation_saves_memory():
     """Bytes that the forward pass keeps for the backward pass."""
     kept = {}
