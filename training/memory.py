@@ -3,8 +3,8 @@
     need = step_memory(model_config, train_config, world_size=8)      # StepMemory: bytes on one GPU, by kind
     largest_batch(lambda b: step_memory(model_config, replace(train_config, batch_size=b), 8).total, limit)
 
-torch's FakeTensorMode computes shapes only, a process group of the kind "fake" stands for the other ranks, and LiveBytes adds up
-the storages that are alive. So the strategies, checkpointing, the loss and every architectural choice are those of training/
+torch's FakeTensorMode computes shapes only, a process group of the kind "fake" stands for the other ranks, and LiveBytes adds
+up the storages that are alive. So the strategies, checkpointing, the loss and every architectural choice are those of training/
 and model_builder.py, and there is no formula that could fall behind them. It is eager execution: a compiled model fuses
 elementwise work and keeps less. Not in it: what the allocator loses between blocks, the device's own context, the two
 batches that wait, and evaluation, which needs less than a step.
