@@ -90,7 +90,7 @@ def peak_bytes(flags: list[str], world_size: int, data_limit: int | None = None,
     limit = None if data_limit is None else (lambda: resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit)))
     with tempfile.TemporaryDirectory() as out_dir:
         command = [*launch, str(script), *([] if keep else [TRAIN]), *flags, f"--out_dir={out_dir}"]
-        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, preexec_fn=limit)  # noqa: PLW1509
+        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, preexec_fn=limit)
         logs = list(Path(out_dir).glob("run_*.jsonl"))
         events = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
     steps = [event for event in events if event["event"] == "train"]

@@ -1,35 +1,35 @@
-"""plan.py and the rooms below it: the memory model beside what torch keeps, the arithmetic, the command."""
+"""plan.py and the rooms below it: memory beside torch's own count, FLOPs beside FlopCounterMode, the arithmetic, the command.
+benchmarks/plan_memory.py holds the memory against resident memory, on one and two processes."""
 
 import contextlib
-import functools
+import json
+import math
 from dataclasses import replace
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
+import plan
 from model_builder import ConfigurableGPT
 from model_config import PRESET_CONFIGS, get_preset_config
-from training import memory
+from training import flops
 from training.config import TrainConfig
-from training.memory import StepShape
-from training.optim import build_optimizers
+from training.gpus import GPUS, find_gpu
+from training.memory import largest_batch, parameters_by_part, simulated_step, step_memory
+from training.scaling import BESIROGLU, HOFFMANN, best_shapes
 
-SHAPES = (  # n_layer, n_embd, d_ff, n_head, num_key_value_heads, head_dim, B, T
-    (1, 48, 80, 4, 2, 16, 3, 8),
-    (3, 64, 160, 4, 4, 16, 2, 32),
-    (2, 96, 64, 6, 2, 32, 4, 64),
-)
-FIELDS = ("n_layer", "n_embd", "d_ff", "n_head", "num_key_value_heads", "head_dim")
+TINY = dict(n_layer=2, n_embd=64, d_ff=96, n_head=4, num_key_value_heads=2, head_dim=16, block_size=32, vocab_size=101)
+TRAIN = TrainConfig(batch_size=3, gradient_accumulation_steps=4, dtype="bfloat16", compile=False)
 
 
-def tiny(preset, shape=SHAPES[0], **changes):
-    sizes = dict(zip(FIELDS, shape, strict=False))
-    return get_preset_config(preset, **({"block_size": 64, "vocab_size": 101} | sizes | changes))
+def tiny(preset="qwen3", **changes):
+    return get_preset_config(preset, **(TINY | changes))
 
 
-def count_saved(model, B, T, dtype):
-    """Bytes of the distinct storages that autograd keeps between a forward and a backward pass, parameters and tables aside."""
+def saved_bytes(c, batch_size):
+    """What autograd keeps between a forward and a backward pass, parameters and tables aside, counted by torch's own hooks."""
+    model = ConfigurableGPT(c)
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept = {}
 
@@ -38,88 +38,160 @@ def count_saved(model, B, T, dtype):
             kept[t.untyped_storage().data_ptr()] = t
         return t
 
-    ids = torch.randint(model.config.vocab_size, (B, T))
-    autocast = torch.autocast("cpu", dtype) if dtype != torch.float32 else contextlib.nullcontext()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), autocast:
+    ids = torch.randint(c.vocab_size, (batch_size, c.block_size))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
         model(ids, ids.clone())
     return sum(t.untyped_storage().nbytes() for t in kept.values())
 
 
-VARIANTS = (
-    {},
-    {"qk_norm": True},
-    {"qk_norm": True, "normalization": "layernorm"},
-    {"norm_position": "post"},
-    {"activation": "relu"},
-    {"position_encoding": "none"},
-)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", ["sdpa", "manual"])
 @pytest.mark.parametrize("preset", PRESET_CONFIGS)
-def test_saved_activations_are_those_that_torch_keeps(preset, backend, dtype):
-    for shape in SHAPES:
-        for variant in VARIANTS:
-            c = tiny(preset, shape, attention_backend=backend, **variant)
-            step = StepShape(*shape[-2:], s=dtype.itemsize, device="cpu")
-            predicted = memory.activation_bytes(c, step) + memory.head_bytes(c, step) + memory.weight_copy_bytes(c, step)
-            counted = count_saved(ConfigurableGPT(c), *shape[-2:], dtype)
-            assert predicted == pytest.approx(counted, rel=0.005), (shape, variant)
+def test_activations_are_those_that_autograd_keeps(preset, backend):
+    """The difference of two depths, so that the head and the loss drop out."""
+    a, b = (tiny(preset, n_layer=n, attention_backend=backend) for n in (2, 5))
+    kept = saved_bytes(b, 3) - saved_bytes(a, 3)
+    assert kept == pytest.approx(
+        step_memory(b, TRAIN, device="cpu").activations - step_memory(a, TRAIN, device="cpu").activations, rel=0.02
+    )
 
 
 @pytest.mark.parametrize("preset", PRESET_CONFIGS)
-def test_full_checkpointing_keeps_the_blocks_inputs(preset):
-    c = tiny(preset, SHAPES[1], attention_backend="sdpa")
-    model = ConfigurableGPT(c)
-    for block in model.blocks:
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
-    step = StepShape(2, 32, s=4, device="cpu", checkpointing="full")
-    recomputed = 2 * 32 * memory.block_bytes(c, step)  # later, in the backward pass
-    predicted = memory.activation_bytes(c, step) - recomputed + memory.head_bytes(c, step)
-    assert predicted == pytest.approx(count_saved(model, 2, 32, torch.float32), rel=0.01)
-
-
-@pytest.mark.parametrize("preset", PRESET_CONFIGS)
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_weights_gradients_and_optimizer_state_are_exact(preset, optimizer):
-    model = ConfigurableGPT(tiny(preset))
-    optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer), torch.device("cpu"))
-    model(ids := torch.randint(101, (2, 8)), ids)[1].backward()
-    for o in optimizers:
-        o.step()
-    params = list(model.parameters())
-    state = [t for o in optimizers for s in o.state.values() for t in s.values() if torch.is_tensor(t)]
-    predicted = memory.step_memory(model.config, model, StepShape(2, 8), optimizer=optimizer)
-    assert predicted.weights == sum(p.numel() * p.element_size() for p in params)
-    assert predicted.gradients == sum(p.grad.numel() * p.grad.element_size() for p in params)
-    assert predicted.optimizer == sum(t.numel() * t.element_size() for t in state)
-    assert sum(memory.parameters_by_part(model).values()) == sum(p.numel() for p in params)
+def test_weights_gradients_and_adamw_are_four_four_and_eight_bytes(preset):
+    c = tiny(preset)
+    n = ConfigurableGPT(c).get_num_params()
+    tables = 4 * c.block_size * c.head_dim if c.position_encoding == "rope" else 0
+    m = step_memory(c, TRAIN)
+    assert (m.weights, m.gradients) == (4 * n + tables, 4 * n)
+    assert m.optimizer == pytest.approx(8 * n, rel=0.01)  # and a count of steps for each tensor
+    assert sum(parameters_by_part(ConfigurableGPT(c)).values()) == n
 
 
 def test_strategies_divide_what_they_shard():
-    c = tiny("qwen3", SHAPES[1])
-    model = ConfigurableGPT(c)
-    ddp, zero1, fsdp = (
-        memory.step_memory(c, model, StepShape(2, 32), strategy, 4, accumulates=False) for strategy in ("ddp", "zero1", "fsdp")
-    )
-    assert (zero1.weights, zero1.gradients) == (ddp.weights, ddp.gradients)
-    assert zero1.optimizer == fsdp.optimizer == -(-ddp.optimizer // 4)
-    assert (fsdp.weights, fsdp.gradients) == (ddp.weights // 4, ddp.gradients // 4)
-    whole = memory.step_memory(c, model, StepShape(2, 32), "fsdp", 4, accumulates=True)
-    assert whole.gradients == ddp.gradients
+    n = ConfigurableGPT(tiny()).get_num_params()
+    ddp, zero1, fsdp = (step_memory(tiny(), replace(TRAIN, gradient_accumulation_steps=8, **flags), 4)
+                        for flags in ({}, {"use_zero1": True}, {"use_fsdp": True}))  # fmt: skip
+    assert ddp.gradients == 8 * n  # buckets, and beside them what has not been sent
+    for sharded in (zero1, fsdp):
+        assert sharded.optimizer == pytest.approx(ddp.optimizer / 4, rel=0.02)
+        assert sharded.gradients == pytest.approx(4 * n, rel=0.01)  # whole until the last micro-step
+    assert zero1.gathered > fsdp.gathered > 0 == ddp.gathered
+    hybrid = step_memory(tiny(), replace(TRAIN, use_fsdp=True, hybrid_shard_size=2), 4)
+    assert hybrid.optimizer == pytest.approx(ddp.optimizer / 2, rel=0.02)
+    alone = step_memory(tiny(), replace(TRAIN, use_fsdp=True, gradient_accumulation_steps=4), 4)
+    assert alone.gradients == 0 and alone.total < fsdp.total
 
 
-def test_largest_batch_is_the_last_that_fits():
-    c = tiny("llama3", SHAPES[1])
-    model = ConfigurableGPT(c)
-    how = dict(strategy="ddp", n_gpus=2, fragmentation=0.05, context=1000)
-    for mode in memory.CHECKPOINTING:
-        step = StepShape(1, 64, checkpointing=mode)
-        limit = memory.step_memory(c, model, replace(step, batch_size=5), **how).total + 10
-        assert memory.largest_batch(c, model, step, limit, **how) == 5
-        assert memory.step_memory(c, model, replace(step, batch_size=6), **how).total > limit
-        assert memory.largest_batch(c, model, step, 1000, **how) == 0
-    assert memory.kept_bytes(c, replace(step, checkpointing="full")) < memory.kept_bytes(
-        c, replace(step, checkpointing="selective")
-    ) < memory.kept_bytes(c, replace(step, checkpointing="none"))  # fmt: skip
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+@pytest.mark.parametrize("flags", [{}, {"use_fsdp": True}, {"use_zero1": True}, {"optimizer": "muon"}])
+def test_depth_is_a_line(mode, flags):
+    c, train = tiny(n_layer=6, attention_backend="sdpa"), replace(TRAIN, activation_checkpointing=mode, **flags)
+    world_size = 2 if "optimizer" not in flags and flags else 1
+    _, peaks = simulated_step(c, train, world_size, "cuda")
+    assert step_memory(c, train, world_size).total == pytest.approx(max(peaks.values()), rel=0.005)
+
+
+def test_checkpointing_keeps_less():
+    none, selective, full = (step_memory(tiny(n_layer=8), replace(TRAIN, activation_checkpointing=mode)).activations
+                             for mode in ("none", "selective", "full"))  # fmt: skip
+    assert full < selective < none
+
+
+def test_largest_batch():
+    assert largest_batch(lambda b: 100 + 7 * b, 100 + 7 * 35 + 6) == 35
+    assert largest_batch(lambda b: 100 + 7 * b, 106) == 0
+    assert largest_batch(lambda b: 100 + 7 * b - 50 * (b > 9), 400) == 50  # the loss begins to go by chunks
+    assert largest_batch(lambda b: (100, 60)[b > 1] + 7 * b, 120) == 8
+    train = replace(TRAIN, use_fsdp=True)
+    limit = step_memory(tiny(), replace(train, batch_size=5), 2).total
+    assert largest_batch(lambda b: step_memory(tiny(), replace(train, batch_size=b), 2).total, limit) == 5
+
+
+@pytest.mark.parametrize("preset", PRESET_CONFIGS)
+def test_flops_are_those_of_flop_counter_mode(preset):
+    """It counts attention in full; 1 % is what it does not count as we do: the rotation, and the chunked loss."""
+    c = tiny(preset, attention_backend="manual", n_embd=256, d_ff=512, head_dim=64)
+    model, ids = ConfigurableGPT(c), torch.zeros(2, 32, dtype=torch.long)
+    with FlopCounterMode(display=False) as counter:
+        model(ids, ids)[1].backward()
+    assert counter.get_total_flops() / ids.numel() == pytest.approx(flops.flops_per_token(c, full_attention=True), rel=0.01)
+
+
+@pytest.mark.parametrize("law", [HOFFMANN, BESIROGLU])
+def test_the_optimum_is_the_lowest_point(law):
+    N, D = law.optimum(1e21)
+    assert pytest.approx(1e21) == 6 * N * D
+    assert law.loss(N, D) < min(law.loss(1.02 * N, D / 1.02), law.loss(N / 1.02, 1.02 * D))
+
+
+def test_besiroglu_asks_for_about_twenty_tokens_a_parameter():
+    N, D = BESIROGLU.optimum(5.76e23)  # Chinchilla's budget; the paper's abstract
+    assert 15 < D / N < 25
+
+
+def test_the_budget_is_spent_and_the_order_is_by_loss():
+    shapes = best_shapes(tiny(vocab_size=32000), 1e18)
+    losses = [BESIROGLU.loss(s.params, s.tokens) for s in shapes]
+    assert losses == sorted(losses)
+    for s in shapes[:3]:
+        assert s.params == ConfigurableGPT(s.config).get_num_params() if s.params < 1e7 else True
+        assert s.tokens * flops.flops_per_token(s.config) == pytest.approx(1e18)
+
+
+def test_every_gpu_has_a_peak():
+    for name, gpu in GPUS.items():
+        assert flops.peak_flops_per_s(gpu.driver_name) and find_gpu(name) is find_gpu(gpu.driver_name) is gpu
+
+
+def run_plan(capsys, *argv):
+    assert plan.main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_command(capsys):
+    """facts.md: Qwen3-1.7B at T = 2048; two A6000 of 154.8 TFLOP/s."""
+    flags = ["config/full_qwen3_1.5b.py", "--gpus=2", "--gpu=A6000", "--tokens=6e9", "--mfu=0.4", "--price_per_gpu_hour=0.5"]
+    p = run_plan(capsys, *flags)
+    assert p["parameters"]["total"] == 1_720_574_976 and p["disk"]["data_gb"] == 24
+    (t,) = p["time"]
+    work = 6 * 1_720_451_072 + 6 * 28 * 16 * 128 * 2048  # matmul weights: all but norms
+    assert p["flops_per_token"] == pytest.approx(work, rel=1e-4)
+    choice = p["recommended"]
+    recomputed = 4 / 3 if choice["activation_checkpointing"] == "full" else 1
+    assert t["days"] == pytest.approx(6e9 * work * recomputed / (2 * 154.8e12 * 0.4) / 86400, rel=1e-3)
+    assert t["price"] == pytest.approx(0.5 * t["gpu_hours"]) and t["kwh_at_most"] == pytest.approx(0.3 * t["gpu_hours"])
+    assert p["disk"]["checkpoint_gb"] == pytest.approx(12 * 1.720574976)
+    assert {row["strategy"] for row in p["memory"]} == {"ddp", "zero1", "fsdp"}
+    assert choice["use_batch_size"] * choice["use_gradient_accumulation_steps"] == 6 * 32
+    for row in p["memory"]:
+        assert row["fits"] == (row["gib"]["total"] <= 48) == (row["largest_batch_size"] >= 6)
+    with contextlib.suppress(KeyError):
+        p.pop("architecture")
+    assert not math.isnan(t["days"])
+
+
+def test_a_measured_run_and_a_budget(capsys, run, tmp_path):
+    assert run("a") == 0
+    tiny_gpu = ["--gpu=mine", "--peak_tflops=1", "--memory_gb=8"]
+    p = run_plan(capsys, "config/quickstart.py", *tiny_gpu, f"--measured={tmp_path / 'a'}", "--budget=2gpu-hours")
+    assert p["budget_flops"] == pytest.approx(2 * 3600 * 1e12 * p["mfu"]) and p["shapes"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--gpus=2"],
+        ["config/quickstart.py"],
+        ["config/quickstart.py", "--gpu=H1000"],
+        ["config/quickstart.py", "--gpu=H100", "--gpus=0"],
+        ["config/quickstart.py", "--gpu=H100", "--mfu=40"],
+        ["config/quickstart.py", "--gpu=H100", "--mfu=nan"],
+        ["config/quickstart.py", "--gpu=H100", "--budget=lots"],
+        ["config/quickstart.py", "--gpu=H100", "--budget=5gpu-hours"],
+        ["config/quickstart.py", "--gpu=H100", "--measured=nowhere"],
+    ],
+)
+def test_bad_input_is_one_line(flags, capsys):
+    with pytest.raises(SystemExit) as end:
+        plan.main(flags)
+    assert end.value.code == 2 and len(capsys.readouterr().err.strip().splitlines()) == 1

@@ -31,8 +31,6 @@ from training.config import TrainConfig
 from training.dist import World
 from training.parallel import Strategy, build_strategy
 
-PHASES = ("head", "blocks", "tail", "update")
-
 
 @dataclass(frozen=True)
 class StepMemory:
@@ -190,9 +188,14 @@ def simulated_step(
         before = live.now
         for optimizer in optimizers:
             optimizer.step()
-        end_of("update")
         parts["optimizer"] = live.now - before  # there from the first update on
-    return parts, peaks | {phase: peaks[phase] + parts["optimizer"] for phase in PHASES[:-1]}
+        live.peak = live.now
+        for (
+            optimizer
+        ) in optimizers:  # again: the first time FakeTensorMode traces the fused update, with temporaries of its own
+            optimizer.step()
+        end_of("update")
+    return parts, {phase: peak + parts["optimizer"] * (phase != "update") for phase, peak in peaks.items()}
 
 
 def storage_of(p: Tensor) -> torch.UntypedStorage:
@@ -220,7 +223,7 @@ def largest_batch(need: Callable[[int], int], limit: int) -> int:
         fits = max((b for b, n in points.items() if n <= limit), default=0)
         exceeds = min((b for b, n in points.items() if n > limit), default=None)
         (b1, n1), (b2, n2) = sorted(points.items())[-2:]
-        guess = max(fits, b1 + (limit - n1) * (b2 - b1) // max(1, n2 - n1))
+        guess = max(fits, b1 + (limit - n1) * (b2 - b1) // (n2 - n1)) if n2 > n1 else 2 * b2
         guess = guess if exceeds is None else min(guess, exceeds - 1)
         if guess in points or guess == 0:
             return guess
