@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import json
 import os
 import resource
+import runpy
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ SHAPES = {  # vocabulary, flags
 NEXT_TO_NOTHING = (
     "--n_layer=2 --n_head=1 --num_key_value_heads=1 --head_dim=8 --n_embd=8 --d_ff=8 --block_size=8 --batch_size=1"
 )
-COMMON = "--device=cpu --dtype=bfloat16 --compile=False --max_iters=2 --warmup_iters=1 --eval_interval=100 --eval_iters=2 --log_interval=1"
+COMMON = "--device=cpu --dtype=bfloat16 --compile=False --max_iters=2 --warmup_iters=1 --eval_interval=100 --eval_iters=2 "
+    "--log_interval=1"
 STRATEGIES = {"single": "", "ddp": "", "zero1": "--use_zero1=True", "fsdp": "--use_zero1=False --use_fsdp=True"}
 TRAIN = "--train"  # the first flag of this file where it is train.py that gives memory back
 CHECKPOINTING = ("none", "selective", "full")
@@ -169,8 +171,7 @@ def main(argv: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [TRAIN]:
-        import train
-
         dist.keep_freed_memory = lambda: False
-        dist.exit_with(train.main, sys.argv[2:])
+        sys.argv[:2] = [str(ROOT / "train.py")]
+        runpy.run_path(sys.argv[0], run_name="__main__")
     raise SystemExit(main(sys.argv[1:]))
