@@ -17,6 +17,7 @@ FLOORS = {
         "model_loss",
         "training.config",
         "training.flops",
+        "training.gpus",
         "tokenization.tokenizers",
     ],
     2: [
@@ -33,6 +34,7 @@ FLOORS = {
         "analysis.report",
         "training.metrics",
         "training.parallel",
+        "training.scaling",
         "tokenization.pipeline",
         "tokenization.vocabulary",
         "inference.generate",
@@ -44,13 +46,14 @@ FLOORS = {
         "training.checkpoint",
         "training.dashboard",
         "training.evaluate",
+        "training.memory",
         "inference.chat",
         "inference.hf",
         "tokenization.embedded",
         "tokenization.command",
     ],
     5: ["inference.models"],
-    6: ["train", "sample", "compare_architectures", "benchmarks.*", "data.*", "scripts.*"],
+    6: ["train", "sample", "compare_architectures", "plan", "benchmarks.*", "data.*", "scripts.*"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}
 FILES = [

@@ -1,0 +1,177 @@
+"""plan.py's memory beside that of train.py on CPU: every strategy and checkpointing mode, and the largest batch by running it.
+
+    python benchmarks/plan_memory.py                    # writes benchmarks/results/plan_memory_cpu.json; about 15 minutes
+    python benchmarks/plan_memory.py --shapes=tiny --largest=False --write=False
+
+Measured is the peak resident memory of rank 0, as train.py logs it, after two steps without compilation. A process holds some
+memory before there is a model (Python, torch, the processes' connections): a model of next to no size, trained under the same
+strategy, says how much, and that is added to the prediction. glibc is told to give large blocks back at once
+(MALLOC_MMAP_THRESHOLD_=65536), so that resident is what lives, as torch.cuda.max_memory_allocated counts it; train.py by itself
+keeps freed memory, which costs the "kept" that is measured without checkpointing.
+
+For the largest batch the kernel refuses memory beyond RLIMIT_DATA. The batch that training/memory.py finds for what the limit
+leaves has to run, and one that is a tenth larger has to fail.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import json
+import os
+import resource
+import runpy
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import get_type_hints
+
+import numpy as np
+import torch
+
+from training import dist, metrics
+from training.config import load_config, parse_flags, user_errors
+from training.memory import largest_batch, step_memory
+from training.shards import ShardWriter, write_meta
+
+RESULTS = Path(__file__).parent / "results"
+SHAPES = {  # vocabulary, flags
+    "tiny": (4096, "config/quickstart.py --optimizer=adamw"),
+    "gpt2_124m": (50257, "config/full_gpt2_124m.py --batch_size=2"),
+    "qwen3_124m": (50257, "config/full_qwen3_124m.py --batch_size=2"),
+}
+NEXT_TO_NOTHING = (
+    "--n_layer=2 --n_head=1 --num_key_value_heads=1 --head_dim=8 --n_embd=8 --d_ff=8 --block_size=8 --batch_size=1"
+)
+COMMON = "--device=cpu --dtype=bfloat16 --compile=False --max_iters=2 --warmup_iters=1 --eval_interval=100 --eval_iters=2 "
+    "--log_interval=1"
+STRATEGIES = {"single": "", "ddp": "", "zero1": "--use_zero1=True", "fsdp": "--use_zero1=False --use_fsdp=True"}
+TRAIN = "--train"  # the first flag of this file where it is train.py that gives memory back
+CHECKPOINTING = ("none", "selective", "full")
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    shapes: str = "tiny,gpt2_124m"
+    largest: bool = True
+    write: bool = True
+
+
+def write_dataset(folder: Path, vocab_size: int) -> Path:
+    """Random ids: memory does not depend on them."""
+    splits = {}
+    for split in ("train", "val"):
+        writer = ShardWriter(folder, split)
+        writer.add(np.random.default_rng(0).integers(vocab_size, size=100_000), text_bytes=300_000)
+        splits[split] = writer.finish()
+    write_meta(
+        folder,
+        vocab_size=vocab_size,
+        tokenizer={"name": "random", "length": vocab_size, "sha256": "0" * 64},
+        eot_id=0,
+        splits=splits,
+    )
+    return folder
+
+
+def train_flags(shape: str, strategy: str, checkpointing: str, dataset: Path, *more: str) -> list[str]:
+    world_size = 1 if strategy == "single" else 2
+    flags = f"{SHAPES[shape][1]} --use_zero1=False {STRATEGIES[strategy]} {COMMON} --activation_checkpointing={checkpointing}"
+    return [*flags.split(), f"--gradient_accumulation_steps={2 * world_size}", f"--dataset={dataset}", *more]
+
+
+def peak_bytes(flags: list[str], world_size: int, data_limit: int | None = None, keep: bool = False) -> int | None:
+    """Of rank 0 of train.py; None where it ends without a step, which only a limit may cause."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
+    launch = launch if world_size > 1 else [sys.executable]
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | ({} if keep else {"MALLOC_MMAP_THRESHOLD_": "65536"})
+    script = ROOT / "train.py" if keep else Path(__file__).resolve()
+    limit = None if data_limit is None else (lambda: resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit)))
+    with tempfile.TemporaryDirectory() as out_dir:
+        command = [*launch, str(script), *([] if keep else [TRAIN]), *flags, f"--out_dir={out_dir}"]
+        run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, preexec_fn=limit)
+        logs = list(Path(out_dir).glob("run_*.jsonl"))
+        events = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+    steps = [event for event in events if event["event"] == "train"]
+    if len(steps) == 2:
+        return round(1e9 * steps[-1]["memory_gb"])
+    if data_limit is None:
+        raise RuntimeError(f"{' '.join(command)} ended with {run.returncode}: {run.stderr[-2000:]}")
+    return None
+
+
+def predicted(flags: list[str], world_size: int, **changes: int) -> int:
+    c, train = load_config(flags)
+    return step_memory(c, replace(train, **changes), world_size, device="cpu").total
+
+
+def compare_peaks(shape: str, dataset: Path) -> list[dict[str, object]]:
+    rows = []
+    for strategy in STRATEGIES:
+        world_size = 1 if strategy == "single" else 2
+        base_flags = train_flags(shape, strategy, "none", dataset, *NEXT_TO_NOTHING.split())
+        base = peak_bytes(base_flags, world_size) - predicted(base_flags, world_size)
+        for checkpointing in CHECKPOINTING:
+            flags = train_flags(shape, strategy, checkpointing, dataset)
+            need, measured = predicted(flags, world_size), peak_bytes(flags, world_size)
+            kept = peak_bytes(flags, world_size, keep=True) if checkpointing == "none" else None
+            row = {"shape": shape, "strategy": strategy, "processes": world_size, "activation_checkpointing": checkpointing}
+            row |= {"process_gb": base / 1e9, "predicted_gb": (base + need) / 1e9, "measured_gb": measured / 1e9}
+            row["measured_with_kept_gb"] = kept and kept / 1e9
+            rows.append(row | {"error": (base + need) / measured - 1, "error_without_process": need / (measured - base) - 1})
+            print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
+    return rows
+
+
+def confirm_largest(shape: str, dataset: Path, limit: int) -> dict[str, object]:
+    """The process's share of the limit is found by bisection with the model of next to no size."""
+    flags = train_flags(shape, "single", "none", dataset)
+    small = [*flags, *NEXT_TO_NOTHING.split()]
+    low, high = 0, limit
+    while high - low > 16 << 20:
+        middle = (low + high) // 2
+        low, high = (low, middle) if peak_bytes(small, 1, middle) else (middle, high)
+    largest = largest_batch(lambda b: predicted(flags, 1, batch_size=b), limit - high)
+    larger = largest + max(1, round(0.1 * largest))
+    runs = {b: peak_bytes([*flags, f"--batch_size={b}"], 1, limit) is not None for b in (largest, larger)}
+    row = {"shape": shape, "rlimit_data_gb": limit / 1e9, "process_gb": high / 1e9, "largest_batch": largest,
+           "it_runs": runs[largest], "larger_batch": larger, "that_runs": runs[larger]}  # fmt: skip
+    print(row, flush=True)
+    return row
+
+
+def main(argv: Sequence[str]) -> int:
+    with user_errors():
+        words, flags = parse_flags(argv, get_type_hints(BenchmarkConfig))
+        options = BenchmarkConfig(**flags)
+        if words or not set(options.shapes.split(",")) <= set(SHAPES):
+            raise ValueError(f"--shapes={options.shapes} {' '.join(words)}: some of {','.join(SHAPES)}")
+    peaks, largest = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        for shape in options.shapes.split(","):
+            dataset = write_dataset(Path(folder) / shape, SHAPES[shape][0])
+            peaks += compare_peaks(shape, dataset)
+            if options.largest:
+                largest.append(confirm_largest(shape, dataset, (2 if shape == "tiny" else 6) << 30))
+    if options.write:
+        result = {
+            "command": "python benchmarks/plan_memory.py " + " ".join(argv),
+            "peaks": peaks,
+            "largest_batch": largest,
+            "device": dist.device_name(torch.device("cpu")),
+            "versions": metrics.versions(),
+            "git": metrics.git_state(),
+        }
+        (RESULTS / "plan_memory_cpu.json").write_text(json.dumps(result, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [TRAIN]:
+        dist.keep_freed_memory = lambda: False
+        sys.argv[:2] = [str(ROOT / "train.py")]
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    raise SystemExit(main(sys.argv[1:]))
