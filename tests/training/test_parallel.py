@@ -67,6 +67,9 @@ def first_stage(world: World, folder: Path) -> None:
             jobs.append([f"--out_dir={folder}/{world.size}-{name}-hf", f"--init_from=hf:{folder}/hf", *strategy])
         if world.size == 2:
             jobs.append([f"--out_dir={folder}/2-{name}-bf16 gradients", "--reduce_dtype=bfloat16", *strategy])
+            for preset in ("gpt2", "qwen3"):
+                bf16 = ["--dtype=bfloat16", f"--arch_preset={preset}", "--num_key_value_heads=2"]
+                jobs.append([f"--out_dir={folder}/2-{name}-bf16 {preset}", *bf16, *strategy])
     train_all(world, [[*SHAPE, f"--dataset={folder}/dataset", *flags] for flags in jobs])
 
 
@@ -210,15 +213,10 @@ def test_gradients_may_travel_in_bf16(runs, name):
 
 
 @pytest.mark.parametrize("preset", ["gpt2", "qwen3"])
-def test_every_strategy_multiplies_in_bf16(tmp_path, preset):
-    dataset = write_dataset(tmp_path / "dataset")
-    more = [f"--arch_preset={preset}", "--num_key_value_heads=2", "--dtype=bfloat16", "--max_iters=3", "--eval_interval=3"]
-    jobs = {n: [*SHAPE, *more, f"--dataset={dataset}", f"--out_dir={tmp_path}/{n}", *f] for n, f in STRATEGIES[2].items()}
-    spawn(2, train_all, list(jobs.values()))
-    losses = {name: [e["loss"] for e in read_events(tmp_path / name, "train")] for name in jobs}
-    assert len(losses["ddp"]) == 3
-    for name in jobs:
-        assert losses[name] == pytest.approx(losses["ddp"], rel=2e-3)
+def test_every_strategy_multiplies_in_bf16(runs, preset):
+    losses = {name: losses_and_norms(runs / f"2-{name}-bf16 {preset}")[0] for name in STRATEGIES[2]}
+    for name in STRATEGIES[2]:
+        assert losses[name] == pytest.approx(losses["ddp"], rel=5e-3)
 
 
 def test_recomputation_saves_memory():
