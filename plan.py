@@ -190,9 +190,9 @@ def memory_row(
         return overhead + round((1 + o.fragmentation) * step_memory(c, changed, o.gpus).total)
 
     limit = round(memory_gb * GIB)
-    largest = largest_batch(need, limit)
+    largest = largest_batch(need, limit, most=max(1, sequences // o.gpus))  # more would not be a step as configured
     # What is run: the largest that divides the step as configured and leaves each GPU equally many micro-batches
-    use = next((b for b in range(min(largest, sequences // o.gpus), 0, -1) if sequences % (b * o.gpus) == 0), None)
+    use = next((b for b in range(largest, 0, -1) if sequences % (b * o.gpus) == 0), None)
     parts = vars(step_memory(c, train, o.gpus))
     total = overhead + round((1 + o.fragmentation) * sum(parts.values()))
     parts = {**parts, "overhead": total - sum(parts.values()), "total": total}
@@ -282,7 +282,9 @@ def report_run(plan: dict[str, Any]) -> list[str]:
     p, d, choice = plan["parameters"], plan["disk"], plan["recommended"]
     parts = ", ".join(f"{name} {n:,}" for name, n in list(p.items())[2:] if n)
     lines = [f"{p['total']:,} parameters ({p['non_embedding']:,} without embeddings): {parts}", ""]
-    lines.append(f"GiB on each GPU at batch_size={plan['batch_size']}, and the largest batch_size that fits:")
+    lines.append(
+        f"GiB on each GPU at batch_size={plan['batch_size']}, and the largest batch_size that fits, at most the whole step:"
+    )
     columns = list(plan["memory"][0]["gib"])
     body = [
         [r["strategy"], r["activation_checkpointing"], *(f"{r['gib'][name]:.2f}" for name in columns),

@@ -46,8 +46,10 @@ SHAPES = {  # vocabulary, flags
 NEXT_TO_NOTHING = (
     "--n_layer=2 --n_head=1 --num_key_value_heads=1 --head_dim=8 --n_embd=8 --d_ff=8 --block_size=8 --batch_size=1"
 )
-COMMON = "--device=cpu --dtype=bfloat16 --compile=False --max_iters=2 --warmup_iters=1 --eval_interval=100 --eval_iters=2 "
+COMMON = (
+    "--device=cpu --dtype=bfloat16 --compile=False --max_iters=2 --warmup_iters=1 --eval_interval=100 --eval_iters=2 "
     "--log_interval=1"
+)
 STRATEGIES = {"single": "", "ddp": "", "zero1": "--use_zero1=True", "fsdp": "--use_zero1=False --use_fsdp=True"}
 TRAIN = "--train"  # the first flag of this file where it is train.py that gives memory back
 CHECKPOINTING = ("none", "selective", "full")
@@ -134,7 +136,7 @@ def confirm_largest(shape: str, dataset: Path, limit: int) -> dict[str, object]:
     while high - low > 16 << 20:
         middle = (low + high) // 2
         low, high = (low, middle) if peak_bytes(small, 1, middle) else (middle, high)
-    largest = largest_batch(lambda b: predicted(flags, 1, batch_size=b), limit - high)
+    largest = largest_batch(lambda b: predicted(flags, 1, batch_size=b), limit - high, most=1000)
     larger = largest + max(1, round(0.1 * largest))
     runs = {b: peak_bytes([*flags, f"--batch_size={b}"], 1, limit) is not None for b in (largest, larger)}
     row = {"shape": shape, "rlimit_data_gb": limit / 1e9, "process_gb": high / 1e9, "largest_batch": largest,

@@ -1,7 +1,7 @@
 """What a training step keeps in memory, from the step itself: train.py's own parts on tensors that have shapes and no data.
 
     need = step_memory(model_config, train_config, world_size=8)      # StepMemory: bytes on one GPU, by kind
-    largest_batch(lambda b: step_memory(model_config, replace(train_config, batch_size=b), 8).total, limit)
+    largest_batch(lambda b: step_memory(model_config, replace(train_config, batch_size=b), 8).total, limit, most=64)
 
 torch's FakeTensorMode computes shapes only, a process group of the kind "fake" stands for the other ranks, and LiveBytes adds
 up the storages that are alive. So the strategies, checkpointing, the loss and every architectural choice are those of training/
@@ -119,7 +119,8 @@ def step_memory(
     c: ModelArchitectureConfig, train: TrainConfig, world_size: int = 1, device: Literal["cuda", "cpu"] = "cuda"
 ) -> StepMemory:
     """Of one rank of world_size. `dtype='auto'` is bfloat16. Every part of it, in every phase of the step, is linear in the
-    number of layers, from the three on that FSDP's prefetching spans, so that two shallow models say it all. Raises ValueError as build_strategy."""
+    number of layers, from the three on that FSDP's prefetching spans: two shallow models say it all. Raises ValueError as
+    build_strategy does."""
     if device == "cuda" and c.attention_backend != "manual":
         c = replace(c, attention_backend="sdpa")  # all the flash kernels keep q, k, v, the result and its log-sum-exp
     if c.n_layer <= 4:
@@ -214,17 +215,18 @@ def pretended_world(size: int) -> Iterator[World]:
             torch.distributed.destroy_process_group()
 
 
-def largest_batch(need: Callable[[int], int], limit: int) -> int:
-    """The largest batch whose need(batch) stays within the limit; 0 where not even one does. The need grows in a line, but for
+def largest_batch(need: Callable[[int], int], limit: int, most: int) -> int:
+    """The largest batch, up to `most`, whose need(batch) stays within the limit; 0 where not even one does. The need grows in a line, but for
     a step down where the loss begins to go by chunks: the last two points have to agree with the answer."""
-    points = {batch: need(batch) for batch in (1, 2)}
-    fits, exceeds = 0, None
+    points = {batch: need(batch) for batch in {1, min(2, most)}}
     while True:
         fits = max((b for b, n in points.items() if n <= limit), default=0)
         exceeds = min((b for b, n in points.items() if n > limit), default=None)
-        (b1, n1), (b2, n2) = sorted(points.items())[-2:]
+        if fits == most:
+            return most
+        (b1, n1), (b2, n2) = ([(0, 0)] + sorted(points.items()))[-2:]
         guess = max(fits, b1 + (limit - n1) * (b2 - b1) // (n2 - n1)) if n2 > n1 else 2 * b2
-        guess = guess if exceeds is None else min(guess, exceeds - 1)
+        guess = min(guess, most) if exceeds is None else min(guess, exceeds - 1)
         if guess in points or guess == 0:
             return guess
         points[guess] = need(guess)
