@@ -216,8 +216,8 @@ def pretended_world(size: int) -> Iterator[World]:
 
 
 def largest_batch(need: Callable[[int], int], limit: int, most: int) -> int:
-    """The largest batch, up to `most`, whose need(batch) stays within the limit; 0 where not even one does. The need grows in a line, but for
-    a step down where the loss begins to go by chunks: the last two points have to agree with the answer."""
+    """The largest batch, up to `most`, whose need(batch) stays within the limit; 0 where not even one does. The need grows in
+    a line, but for a step down where the loss begins to go by chunks: the last two points have to agree with the answer."""
     points = {batch: need(batch) for batch in {1, min(2, most)}}
     while True:
         fits = max((b for b, n in points.items() if n <= limit), default=0)
