@@ -204,7 +204,7 @@ def memory_row(
         "largest_batch_size": largest,
         "use_batch_size": use,
         "use_gradient_accumulation_steps": use and sequences // use,
-        "flags": {name: getattr(train, name) for name in ("use_zero1", "use_fsdp", "hybrid_shard_size")},
+        "strategy_flags": {name: getattr(train, name) for name in ("use_zero1", "use_fsdp", "hybrid_shard_size")},
     }
 
 
@@ -221,7 +221,7 @@ def recommend(rows: list[dict[str, Any]], T: int) -> dict[str, Any] | None:
 def flags_of(row: dict[str, Any], train: TrainConfig) -> str:
     """What differs from the configuration."""
     flags = {name: row[f"use_{name}"] for name in ("batch_size", "gradient_accumulation_steps")}
-    flags |= row["flags"] | {"activation_checkpointing": row["activation_checkpointing"]}
+    flags |= row["strategy_flags"] | {"activation_checkpointing": row["activation_checkpointing"]}
     return " ".join(f"--{k}={v}" for k, v in flags.items() if v != getattr(train, k))
 
 
