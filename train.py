@@ -72,8 +72,8 @@ def derived_figures(model_config: ModelArchitectureConfig, config: TrainConfig) 
     try:
         with torch.device("meta"):
             model = ConfigurableGPT(model_config)
-    except RuntimeError as error:  # a size that no computer can count
-        raise ValueError(f"a model of this size cannot be: {error}") from error
+    except (RuntimeError, TypeError, OverflowError) as error:  # torch on sizes beyond 64 bits
+        raise ValueError(f"a model of this size cannot be: {str(error).splitlines()[0]}") from error
     return {
         "params": model.get_num_params(),
         "params_non_embedding": model.get_num_params_non_embedding(),
