@@ -151,7 +151,7 @@ def main(argv: Sequence[str]) -> int:
         options = BenchmarkConfig(**flags)
         if words or not set(options.shapes.split(",")) <= set(SHAPES):
             raise ValueError(f"--shapes={options.shapes} {' '.join(words)}: some of {','.join(SHAPES)}")
-    peaks, largest = [], []
+    peaks, largest, git = [], [], metrics.git_state()  # now: the checkout may move while this runs
     with tempfile.TemporaryDirectory() as folder:
         for shape in options.shapes.split(","):
             dataset = write_dataset(Path(folder) / shape, SHAPES[shape][0])
@@ -165,7 +165,7 @@ def main(argv: Sequence[str]) -> int:
             "largest_batch": largest,
             "device": dist.device_name(torch.device("cpu")),
             "versions": metrics.versions(),
-            "git": metrics.git_state(),
+            "git": git,
         }
         (RESULTS / "plan_memory_cpu.json").write_text(json.dumps(result, indent=2) + "\n")
     return 0
