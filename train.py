@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
         world = dist.World.from_environment()
         stop = dist.StopSignals()
         dist.keep_freed_memory()
-        device = dist.select_device(config.device, world.local_rank)
+        device = dist.select_device(config.device, world)
     with world.connected(device, config.dist_timeout_s):
         return train(model_config, config, derived, world, device, stop, argv)
 
@@ -285,7 +285,7 @@ def train(
             grad_norm = strategy.clip(model, config.grad_clip or float("inf"))
             guard.step(optimizers, guard.check(grad_norm))
             for optimizer in optimizers:
-                optimizer.zero_grad(set_to_none=True)
+                optimizer.zero_grad(set_to_none=strategy.frees_gradients)
             scaler.update()
             step += 1
 

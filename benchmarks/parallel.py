@@ -108,7 +108,7 @@ def build(name: str, world: World, c: BenchmarkConfig) -> tuple[ConfigurableGPT,
         after_backward()
         for optimizer in optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad(set_to_none=strategy.frees_gradients)
         return loss.item()
 
     return model, optimizers, step

@@ -31,12 +31,14 @@ class World:
     rank: int = 0
     local_rank: int = 0
     size: int = 1
+    local_size: int = 1  # processes on this machine
 
     @classmethod
     def from_environment(cls) -> "World":
         """Raises ValueError for a WORLD_SIZE without the rest of what torchrun sets."""
         env = os.environ
-        world = cls(int(env.get("RANK", 0)), int(env.get("LOCAL_RANK", 0)), int(env.get("WORLD_SIZE", 1)))
+        names = ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)
+        world = cls(*(int(env.get(name, default)) for name, default in names))
         if world.size > 1 and (missing := [v for v in ("RANK", "MASTER_ADDR", "MASTER_PORT") if v not in env]):
             raise ValueError(f"WORLD_SIZE={world.size}, but {', '.join(missing)} is not set: start with torchrun")
         return world
@@ -55,6 +57,8 @@ class World:
             # Nodes count their restarts each by itself; scripts/torchrun_nodes.sh has a new store for every restart instead.
             store = torch.distributed.PrefixStore(f"restart_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        # NCCL's watchdog ends the process past all Python; with this it says first which ranks did not come
+        os.environ.setdefault("TORCH_NCCL_DESYNC_DEBUG", "1")
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
         try:
             yield
@@ -158,8 +162,9 @@ class StopVote:
         return self.agreed is not None
 
 
-def select_device(name: str, local_rank: int = 0) -> torch.device:
-    """`auto` is the best that is there: CUDA, then Apple's MPS, then the CPU. Raises ValueError for one that is not there."""
+def select_device(name: str, world: World = World()) -> torch.device:
+    """`auto` is the best that is there: CUDA, then Apple's MPS, then the CPU; of several GPUs each process takes its own.
+    Raises ValueError for one that is not there, and for one GPU under several processes."""
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, present in there.items() if present)
@@ -172,7 +177,9 @@ def select_device(name: str, local_rank: int = 0) -> torch.device:
         raise ValueError(f"device={name!r} is not there: this machine has {present}; pass --device=auto or one of these")
     if device.type != "cuda":
         return torch.device(device.type)
-    index = local_rank if device.index is None else device.index
+    if device.index is not None and world.local_size > 1:
+        raise ValueError(f"device={name!r} is one GPU, and here are {world.local_size} processes: pass --device=cuda")
+    index = world.local_rank if device.index is None else device.index
     if index >= torch.cuda.device_count():
         raise ValueError(f"device='cuda:{index}' is not there: this machine has {torch.cuda.device_count()} CUDA devices")
     torch.cuda.set_device(index)

@@ -100,19 +100,13 @@ def fused_rms_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor, eps: float
 
 
 class PretendedDDP(Strategy):
-    """DDP's reducer needs data. It holds buckets of the size of all gradients for the whole run; gradients of micro-steps that
-    do not synchronise lie beside them, and move into them in the last one."""
+    """DDP's reducer needs data. Gradients are views of its buckets, which it holds for the whole run."""
 
     def wrap(self, model: ConfigurableGPT, seed: int | None, compile: bool = False) -> Callable:
         super().wrap(model, seed, compile)
-        self._buckets = {p: torch.zeros_like(p) for p in model.parameters()}
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
         return model
-
-    def gradient_sync(self, model: ConfigurableGPT, last: bool) -> contextlib.AbstractContextManager:
-        if last:
-            for p, bucket in self._buckets.items():
-                p.register_post_accumulate_grad_hook(lambda p, bucket=bucket: setattr(p, "grad", bucket))
-        return contextlib.nullcontext()
 
 
 def step_memory(

@@ -17,11 +17,13 @@ import functools
 import inspect
 import types
 from collections.abc import Callable
+from datetime import timedelta
 
 import torch
 import torch.distributed
 import torch.nn as nn
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -36,6 +38,7 @@ class Strategy:
     """One process, and what all strategies share."""
 
     name = "single"
+    frees_gradients = True  # after each step
 
     def __init__(self, config: TrainConfig, world: World, device: torch.device, dtype: torch.dtype) -> None:
         self.config, self.world, self.device, self.dtype = config, world, device, dtype
@@ -83,6 +86,8 @@ class DDP(Strategy):
     """A whole copy on every rank; gradients are averaged bucket by bucket while the backward pass goes on."""
 
     name = "ddp"
+    # They are views of the buckets that are summed. Once freed, those of a micro-step without exchange would lie beside them.
+    frees_gradients = False
 
     def wrap(self, model: ConfigurableGPT, seed: int | None, compile: bool = False) -> Callable:
         super().wrap(model, seed, compile)
@@ -103,13 +108,15 @@ class DDP(Strategy):
 
     def _settle_buckets(self, model: ConfigurableGPT) -> None:
         """DDP sorts its buckets anew after its first backward pass. Where a gradient lies in them is the order in which ranks
-        are summed, so that a resumed run, whose first pass is another's eleventh, would end in other bits."""
+        are summed, so that a resumed run, whose first pass is another's eleventh, would end in other bits. The second pass
+        makes the gradients views of the new buckets."""
         ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-        with torch.compiler.set_stance("force_eager"), autocast:
-            _, loss = self._ddp(ids, ids)
-        loss.backward()
-        model.zero_grad(set_to_none=True)
+        for _ in range(2):
+            with torch.compiler.set_stance("force_eager"), autocast:
+                _, loss = self._ddp(ids, ids)
+            loss.backward()
+        model.zero_grad(set_to_none=False)
 
     def gradient_sync(self, model: ConfigurableGPT, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext() if last else self._ddp.no_sync()
@@ -135,8 +142,12 @@ class Sharded(Strategy):
         super().__init__(config, world, device, dtype)
         self.name = ("fsdp" if reshard else "zero1") + ("" if len(mesh_shape) == 1 else f" {mesh_shape[0]}x{mesh_shape[1]}")
         self.reshard = reshard
-        names = ("replicate", "shard")[-len(mesh_shape) :]
-        self.mesh = torch.distributed.init_device_mesh(device.type, mesh_shape, mesh_dim_names=names)
+        self.mesh = torch.distributed.init_device_mesh(device.type, (world.size,), mesh_dim_names=("shard",))
+        if len(mesh_shape) == 2:  # init_device_mesh would give the groups torch's time-out, not the run's
+            ranks, timeout = torch.arange(world.size).view(mesh_shape), timedelta(seconds=config.dist_timeout_s)
+            new_groups = torch.distributed.new_subgroups_by_enumeration
+            groups = [new_groups(of_dim.tolist(), timeout=timeout)[0] for of_dim in (ranks.T, ranks)]
+            self.mesh = DeviceMesh.from_group(groups, device.type, ranks, mesh_dim_names=("replicate", "shard"))
 
     def wrap(self, model: ConfigurableGPT, seed: int | None, compile: bool = False) -> Callable:
         self._prepare_blocks(model, compile)

@@ -184,10 +184,16 @@ def held(world: World, folder: Path) -> None:
         forward = strategy.wrap(model, seed=0)
         optimizers = strategy.optimizers(model, config)
         x = torch.arange(8)[None]
-        forward(x, x)[1].backward()
-        strategy.clip(model, 1.0)
-        optimizers[0].step()
-        bytes_of = {"weights": 0, "state": 0}
+        gradients = set()
+        for micro_step in range(4):  # two of one step, two of the next
+            with strategy.gradient_sync(model, last=micro_step % 2 == 1):
+                forward(x, x)[1].backward()
+            gradients |= {p.grad.untyped_storage().data_ptr() for p in model.parameters() if p.grad is not None}
+            if micro_step % 2 == 1:
+                strategy.clip(model, 1.0)
+                optimizers[0].step()
+                optimizers[0].zero_grad(set_to_none=strategy.frees_gradients)
+        bytes_of = {"weights": 0, "state": 0, "gradient storages": len(gradients) if name == "ddp" else 0}
         for key, tensor in strategy.tensors(model, optimizers).items():
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             bytes_of["state" if "/" in key else "weights"] += local.nbytes
@@ -203,6 +209,8 @@ def test_what_a_rank_holds(runs):
         for rank in range(size):
             for what in ("weights", "state"):
                 assert of[f"{size}-{name}-{rank}"][what] == pytest.approx(whole[what] / parts, rel=0.05)
+    # DDP's gradients stay in its buckets, of 1 and 25 MB: none of a micro-step without exchange lies beside them
+    assert all(1 <= of[f"{size}-ddp-{rank}"]["gradient storages"] <= 2 for size in (2, 4) for rank in range(size))
     assert of["4-hybrid-0"]["name"] == "fsdp 2x2" and of["4-zero1-0"]["name"] == "zero1" and whole["name"] == "single"
 
 
