@@ -24,7 +24,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import json
 import os
 import shutil
-import socket
 import statistics
 import tempfile
 import time
@@ -37,7 +36,6 @@ from unittest import mock
 
 import torch
 import torch.distributed.checkpoint as dcp
-import torch.multiprocessing
 from torch.distributed.tensor import DTensor
 
 from model_builder import ConfigurableGPT
@@ -61,6 +59,7 @@ class BenchmarkConfig:
 
 def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
     """Medians of one world: {save or load: {side: ms}}."""
+    dist.keep_freed_memory()  # as train.py
     device, root = torch.device("cpu"), Path(folder, f"of_{world.size}")
     alone = world.size == 1
     config = TrainConfig(use_fsdp=True, async_checkpoint=True, always_save_checkpoint=True)
@@ -170,30 +169,6 @@ def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
     return medians | {"mb": world.sum(torch.tensor(sum(t.nbytes for t in local.values()) / 1e6)).item()}
 
 
-def on_ranks(size: int, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
-    """What rank 0 of `size` connected processes measures."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (size, port, c, folder), nprocs=size, daemon=True)
-    return json.loads(Path(folder, f"result_{size}.json").read_text())
-
-
-def _rank(rank: int, size: int, port: int, c: BenchmarkConfig, folder: str) -> None:
-    env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({k: str(v) for k, v in env.items()})
-    torch.set_num_threads(1)
-    dist.keep_freed_memory()  # as train.py
-    world = World.from_environment()
-    with world.connected(torch.device("cpu"), timeout_s=120):
-        result = measure(world, c, folder)
-        if rank == 0:
-            Path(folder, f"result_{size}.json").write_text(json.dumps(result))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # as dist.exit_with does, and for its reason
-
-
 def main(argv: Sequence[str]) -> int:
     with user_errors():
         words, flags = parse_flags(argv, get_type_hints(BenchmarkConfig))
@@ -206,7 +181,7 @@ def main(argv: Sequence[str]) -> int:
     rows = {}
     with tempfile.TemporaryDirectory(dir=c.folder) as folder:
         for size in (1, 2):
-            rows[f"{size} rank{'s' * (size > 1)}"] = row = on_ranks(size, c, folder)
+            rows[f"{size} rank{'s' * (size > 1)}"] = row = dist.on_ranks(size, measure, c, folder)[0]
             print(f"{size} rank{'s' * (size > 1)}, {row['mb']:.0f} MB, medians in ms:")
             for side, ms in row["save"].items():
                 print(f"  save {side:18} {ms:7.0f}, training blocked for {row['blocked'][side]:7.0f}")

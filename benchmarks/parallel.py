@@ -24,16 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import contextlib
 import json
 import os
-import socket
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, get_type_hints
 
 import torch
-import torch.multiprocessing
 from torch import Tensor
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
@@ -158,28 +155,6 @@ def times(world: World, names: Sequence[str], c: BenchmarkConfig) -> dict[str, l
     return taken
 
 
-def on_ranks(size: int, work: Callable[..., Any], *args: object) -> list[Any]:
-    """What work(world, *args) returns in each of `size` connected processes."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.spawn(_rank, (size, port, folder, work, args), nprocs=size, daemon=True)
-        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
-
-
-def _rank(rank: int, size: int, port: int, folder: str, work: Callable[..., Any], args: tuple) -> None:
-    env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({k: str(v) for k, v in env.items()})
-    torch.set_num_threads(1)
-    world = World.from_environment()
-    with world.connected(torch.device("cpu"), timeout_s=120):
-        Path(folder, f"{rank}.json").write_text(json.dumps(work(world, *args)))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)  # as dist.exit_with does, and for its reason
-
-
 def theory(name: str, size: int, c: BenchmarkConfig, working_mb: float) -> dict[str, float]:
     model = meta_model(c)
     total = model.get_num_params()
@@ -208,13 +183,13 @@ def main(argv: Sequence[str]) -> int:
     rows: dict[str, dict[str, Any]] = {"memory": {}, "step of 2 ranks": {}}
     failed = []
     with threshold_of_malloc():
-        single = on_ranks(1, memory, "single", c)[0]
+        single = dist.on_ranks(1, memory, "single", c)[0]
         working_mb = single["peak"] - 16 * meta_model(c).get_num_params() / 1e6
         runs = [("single", 1)] + [(name, size) for size in (2, 4) for name in SETTINGS if name != "single"]
         for name, size in runs:
             if name == "hybrid" and size != 4:
                 continue
-            of_ranks = [single] if name == "single" else on_ranks(size, memory, name, c)
+            of_ranks = [single] if name == "single" else dist.on_ranks(size, memory, name, c)
             measured = {key: max(of_rank[key] for of_rank in of_ranks) for key in single}
             expected = theory(name, size, c, working_mb)
             rows["memory"][f"{name}, {size} rank{'s' * (size > 1)}"] = {"measured_mb": measured, "theory_mb": expected}
@@ -223,7 +198,7 @@ def main(argv: Sequence[str]) -> int:
             if name != "ddp + zero" and abs(measured["optimizer"] / expected["optimizer"] - 1) > 0.05:
                 failed.append(f"{name}, {size} ranks")
     names = [name for name in SETTINGS if name != "hybrid"]
-    taken = on_ranks(2, times, names, c)[0]
+    taken = dist.on_ranks(2, times, names, c)[0]
     for name in names:
         ratio = statistics.median(a / b for a, b in zip(taken[name], taken["ddp"], strict=True))
         rows["step of 2 ranks"][name] = row = {"step_ms": statistics.median(taken[name]), "times_ddp": ratio}

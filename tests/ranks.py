@@ -1,34 +1,13 @@
-"""A world of gloo ranks on this machine, started once for many runs of train.py."""
+"""Runs of train.py in a process group that is already there: dist.on_ranks starts a world once for many."""
 
-import os
-import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.multiprocessing
 
 import train
 from training.config import load_config
 from training.dist import StopSignals, World
-
-
-def spawn(size: int, work: Callable[..., None], *args: object) -> None:
-    """work(world, *args) in each of `size` processes, connected. An exception in one of them is raised here."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (size, port, work, args), nprocs=size, daemon=True)
-
-
-def _rank(rank: int, size: int, port: int, work: Callable[..., None], args: tuple) -> None:
-    env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ.update({k: str(v) for k, v in env.items()})
-    torch.set_num_threads(1)
-    world = World.from_environment()
-    with world.connected(torch.device("cpu"), timeout_s=60):
-        work(world, *args)
-    os._exit(0)  # as dist.exit_with does, and for its reason
 
 
 def train_once(world: World, flags: Sequence[str]) -> int:

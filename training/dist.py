@@ -3,21 +3,25 @@
 import contextlib
 import ctypes
 import importlib.util
+import json
 import os
 import re
 import shutil
 import signal
 import socket
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed
+import torch.multiprocessing
 from torch import Tensor
 
 
@@ -101,6 +105,29 @@ class World:
             values = [None] * self.size
             torch.distributed.all_gather_object(values, value)
         return next((v for v in values if v is not None), None)
+
+
+def on_ranks(size: int, work: Callable[..., Any], *args: Any) -> list[Any]:
+    """For tests and benchmarks: what work(world, *args) returns, as JSON, in each of `size` connected processes of this
+    machine, on CPU with a thread each. An exception in one of them is raised here."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_one_of_ranks, (size, port, folder, work, args), nprocs=size, daemon=True)
+        return [json.loads(Path(folder, f"{rank}.json").read_text()) for rank in range(size)]
+
+
+def _one_of_ranks(rank: int, size: int, port: int, folder: str, work: Callable[..., Any], args: Sequence[Any]) -> None:
+    env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({k: str(v) for k, v in env.items()})
+    torch.set_num_threads(1)
+    world = World.from_environment()
+    with world.connected(torch.device("cpu"), timeout_s=120):
+        Path(folder, f"{rank}.json").write_text(json.dumps(work(world, *args)))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # as exit_with does, and for its reason
 
 
 def speaks_first(message: str) -> bool:

@@ -271,3 +271,13 @@ def test_ranks_go_on_from_what_rank_0_sees(tmp_path):
 
     assert checkpoint.find_checkpoint(tmp_path, world=SecondRank(1, 1, 2)) == checkpoint.checkpoint_path(tmp_path, 1)
     assert "step_00000002" in seen[0] and seen[1:] == [None]
+
+
+def test_ranks_divide_what_each_has_whole():
+    """Every tensor is saved by one rank, and no rank has much more to copy than another."""
+    tensors = {str(n): torch.zeros(n) for n in (400, 3, 300, 1, 300, 200, 100, 90)}
+    shares = [checkpoint.own_share(tensors, World(rank=rank, size=3)) for rank in range(3)]
+    assert sorted(name for share in shares for name in share) == sorted(tensors)
+    loads = [sum(t.nbytes for t in share.values()) for share in shares]
+    assert max(loads) - min(loads) <= 4 * 100
+    assert list(checkpoint.own_share(tensors, World())) == list(tensors)

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_FLAGS, read_events, write_dataset
-from ranks import spawn, train_once
+from ranks import train_once
 
 import model_builder
 import train
 from model_config import get_preset_config
 from training import checkpoint
 from training.config import TrainConfig
-from training.dist import World
+from training.dist import World, on_ranks
 from training.optim import StepGuard, build_optimizers, optimizer_tensors
 
 
@@ -96,7 +96,7 @@ def faulty_runs(world: World, folder: Path) -> None:
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("faulty")
     write_dataset(folder / "dataset")
-    spawn(2, faulty_runs, folder)
+    on_ranks(2, faulty_runs, folder)
     return folder
 
 
