@@ -12,7 +12,7 @@ train: .venv/installed
 	$(BIN)/python compare_architectures.py out-quickstart --out=out-quickstart/comparison
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # Killed, hung and stopped ranks under torchrun: minutes, so they are not part of make test
 test-faults: .venv/installed
