@@ -28,19 +28,10 @@ from model_config import ModelArchitectureConfig
 from training import checkpoint, dist, flops, metrics
 from training.config import TrainConfig, load_config, user_errors
 from training.dashboard import Dashboard, check_rich
-from training.data import (
-    BatchLoader,
-    Mixture,
-    dataset_folder,
-    dropout_seed,
-    evaluation_batches,
-    parse_mixture,
-    tokenizer_files,
-)
+from training.data import Dataset, dropout_seed, tokenizer_files
 from training.evaluate import bits_per_byte, evaluate
 from training.optim import StepGuard, learning_rate_at, set_learning_rate, state_bytes
 from training.parallel import assign_shard, build_strategy
-from training.shards import open_tokens
 
 ROOT = Path(__file__).resolve().parent
 EXIT_STOPPED = 75
@@ -101,20 +92,9 @@ def train(
             check_rich()
         strategy = build_strategy(config, world, device, dtype)
         out_dir = metrics.writable_folder(config.out_dir)
-        weights, weights_note = parse_mixture(config.dataset, ROOT / "data")
-        folders = [prepared_dataset(name, world) for name in weights]
-        data_dtype = None if config.data_dtype == "auto" else config.data_dtype
-        splits = {}
-        for split in ("train", "val"):
-            streams = [open_tokens(folder, split, model_config.vocab_size, data_dtype) for folder in folders]
-            splits[split] = Mixture(streams, list(weights.values()), [f"{name} ({split})" for name in weights])
-        tokenizer, eot_id = streams[0].tokenizer, streams[0].eot_id  # one for all of a mixture
-        if config.document_masking and eot_id is None:
-            raise ValueError(f"document_masking=True: {folders[0]} has no meta.json and so no eot_id; set it to False")
-        T, B = model_config.block_size, config.batch_size
-        own_share = {"rank": world.rank, "world_size": world.size, "eot_id": eot_id if config.document_masking else None}
-        loader = BatchLoader(splits["train"], T, B, config.gradient_accumulation_steps, config.seed, **own_share)
-        val_bytes_per_token = splits["val"].bytes_per_token(config.eval_iters * B, T)
+        prepare_embedded(config.dataset, world)
+        dataset = Dataset(config, model_config, world, ROOT / "data")
+        data, loader = dataset.record(config.max_iters), dataset.loader
 
         source = None if config.init_from == "scratch" else checkpoint.find_checkpoint(config.out_dir, world=world)
         if source is None and config.init_from == "resume":
@@ -135,7 +115,7 @@ def train(
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         if source is not None:
             saved_state, saved_config = checkpoint.load_state(source)
-            checkpoint.check_resumable(source, saved_state, saved_config, resolved, splits["train"].fingerprint)
+            checkpoint.check_resumable(source, saved_state, saved_config, resolved, data["fingerprint"])
             checkpoint.load_weights(source, model)
             checkpoint.load_optimizers(source, model, optimizers)
             scaler.load_state_dict(saved_state["grad_scaler"])
@@ -144,13 +124,9 @@ def train(
         if not config.eval_only:
             space_note = checkpoint.check_space(out_dir, state_bytes(optimizers), config.keep_last)
 
-    notes = model_config.notes() + config.notes() + [note for note in (weights_note, space_note) if note]
+    notes = model_config.notes() + config.notes() + dataset.notes + ([space_note] if space_note else [])
     if world.size == 1 and (config.use_zero1 or config.use_fsdp):
         notes.append(f"{'use_zero1' if config.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one")
-    if tokenizer and not tokenizer_files(folders[0]):
-        notes.append(f"{folders[0]} holds no tokenizer: sample.py will look for its files in {out_dir}")
-    if len(folders) > 1 and (n := sum(splits["val"].evaluated(config.eval_iters * B, T))) < config.eval_iters * B:
-        notes.append(f"evaluations take {n} windows, not {config.eval_iters * B}: a val split has no more for its weight")
     if config.document_masking and device.type == "cuda" and model_config.attention_backend.startswith("flash"):
         notes.append(f"attention_backend={model_config.attention_backend!r} gives way to flex attention: document_masking=True")
     if config.dashboard and not sys.stderr.isatty():
@@ -161,7 +137,7 @@ def train(
         out_dir.mkdir(parents=True, exist_ok=True)
         if source is None and not config.eval_only and (aside := checkpoint.set_aside_checkpoints(out_dir)):
             notes.append(f"the checkpoints of an earlier run are now in {aside}")
-        for file in tokenizer_files(folders[0]):
+        for file in tokenizer_files(dataset.folders[0]):
             shutil.copy(file, out_dir)
     hardware = {
         "device": device.type,
@@ -170,20 +146,6 @@ def train(
         "strategy": strategy.name,
         "dtype": str(dtype).removeprefix("torch."),
         "peak_flops_per_s": flops.peak_flops_per_s(dist.device_name(device)),
-    }
-    sources = [
-        {"dataset": str(folder), "weight": float(weight), "tokens": tokens.n_tokens, "epochs": epochs}
-        for folder, weight, tokens, epochs in zip(
-            folders, weights.values(), splits["train"].streams, loader.epochs(config.max_iters), strict=True
-        )
-    ]
-    data = {
-        "dataset": str(folders[0]) if len(folders) == 1 else config.dataset,
-        "sources": sources,
-        "fingerprint": splits["train"].fingerprint,
-        "bytes_per_token": val_bytes_per_token,
-        "tokenizer": tokenizer,
-        "eot_id": eot_id,
     }
     run_log = metrics.RunLog(out_dir, world.rank)
     run_log.write(
@@ -203,7 +165,7 @@ def train(
     progress.say(f"{model_config.summary()}\n{derived['params']:,} parameters, {tokens_per_step:,} tokens a step")
     processes = f"{world.size} processes ({strategy.name}), " if world.size > 1 else ""
     progress.say(f"{processes}{hardware['device_name']}, {hardware['dtype']}; run log {run_log.path}")
-    for s in sources:
+    for s in data["sources"]:
         progress.say(f"{s['dataset']}: {s['tokens']:,} tokens, weight {s['weight']:.4g}, {s['epochs']:.3g} epochs in all")
     for note in notes:
         progress.say(f"note: {note}")
@@ -228,11 +190,10 @@ def train(
 
             eval_due = config.eval_only or (step != saved_step and (last or step % config.eval_interval == 0))
             if not stopping() and eval_due:
-                for split, tokens in splits.items():
-                    held_out = evaluation_batches(tokens, T, B, config.eval_iters, **own_share)
-                    losses[split] = evaluate(model, held_out, device, autocast, world, stopping)
+                for split in ("train", "val"):
+                    losses[split] = evaluate(model, dataset.evaluation_batches(split), device, autocast, world, stopping)
                 if not stopping.agreed:
-                    bpb = bits_per_byte(losses["val"], val_bytes_per_token)
+                    bpb = bits_per_byte(losses["val"], data["bytes_per_token"])
                     result = {"train_loss": losses["train"], "val_loss": losses["val"], "val_bits_per_byte": bpb}
                     run_log.write("eval", step=step, tokens=step * tokens_per_step, **result)
                     backends.write("eval", step, **result)
@@ -337,16 +298,15 @@ def train(
     return EXIT_STOPPED
 
 
-def prepared_dataset(dataset: str, world: dist.World) -> Path:
-    """The dataset's folder. The embedded corpus is prepared on first use; for any other the error says how."""
-    if dataset == "python_stdlib":
-        if world.rank == 0 and not (ROOT / "data" / dataset / "meta.json").is_file():
+def prepare_embedded(dataset: str, world: dist.World) -> None:
+    """The corpus that is always there is prepared on first use."""
+    if "python_stdlib" in dataset:
+        if world.rank == 0 and not (ROOT / "data" / "python_stdlib" / "meta.json").is_file():
             from tokenization import embedded
 
             print("preparing data/python_stdlib", flush=True)
-            embedded.prepare(ROOT / "data" / dataset)
+            embedded.prepare(ROOT / "data" / "python_stdlib")
         world.barrier()
-    return dataset_folder(dataset, ROOT / "data")
 
 
 if __name__ == "__main__":

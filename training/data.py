@@ -16,11 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from model_config import ModelArchitectureConfig
+from training.config import TrainConfig
+from training.dist import World
+from training.shards import open_tokens
 
 
 class Tokens(Protocol):
@@ -272,6 +277,56 @@ class BatchLoader:
                 batch = pending.pop(0).result()
                 pending.append(reader.submit(load, *next(order)))
                 yield tuple(t.to(device, non_blocking=True) for t in batch)
+
+
+class Dataset:
+    """All that one process of a run reads: the prepared folder of config.dataset, or several in proportion to their weights.
+
+    Raises FileNotFoundError and ValueError, which say what to do, where something is not prepared or does not fit the model."""
+
+    def __init__(self, config: TrainConfig, model_config: ModelArchitectureConfig, world: World, data_root: Path) -> None:
+        self.name, self.sizes = config.dataset, (model_config.block_size, config.batch_size, config.eval_iters)
+        self.weights, weights_note = parse_mixture(config.dataset, data_root)
+        self.folders = [dataset_folder(name, data_root) for name in self.weights]
+        data_dtype = None if config.data_dtype == "auto" else config.data_dtype
+        self.splits = {}
+        for split in ("train", "val"):
+            streams = [open_tokens(folder, split, model_config.vocab_size, data_dtype) for folder in self.folders]
+            self.splits[split] = Mixture(streams, list(self.weights.values()), [f"{name} ({split})" for name in self.weights])
+        self.tokenizer, self.eot_id = streams[0].tokenizer, streams[0].eot_id  # one for all of a mixture
+        if config.document_masking and self.eot_id is None:
+            raise ValueError(f"document_masking=True: {self.folders[0]} has no meta.json and so no eot_id; set it to False")
+        eot_id = self.eot_id if config.document_masking else None
+        self.own_share = {"rank": world.rank, "world_size": world.size, "eot_id": eot_id}
+        T, B, n = model_config.block_size, config.batch_size, config.eval_iters * config.batch_size
+        accumulation = config.gradient_accumulation_steps
+        self.loader = BatchLoader(self.splits["train"], T, B, accumulation, config.seed, **self.own_share)
+        self.bytes_per_token = self.splits["val"].bytes_per_token(n, T)  # of the evaluations
+
+        self.notes = [weights_note] if weights_note else []
+        if self.tokenizer and not tokenizer_files(self.folders[0]):
+            self.notes.append(f"{self.folders[0]} holds no tokenizer: sample.py will look for its files in {config.out_dir}")
+        if len(self.folders) > 1 and (there := sum(self.splits["val"].evaluated(n, T))) < n:
+            self.notes.append(f"evaluations take {there} windows, not {n}: a val split has no more for its weight")
+
+    def evaluation_batches(self, split: str) -> Iterator[Batch]:
+        return evaluation_batches(self.splits[split], *self.sizes, **self.own_share)
+
+    def record(self, max_iters: int) -> dict[str, Any]:
+        """For the run log and the checkpoints."""
+        streams, epochs = self.splits["train"].streams, self.loader.epochs(max_iters)
+        sources = [
+            {"dataset": str(folder), "weight": float(weight), "tokens": tokens.n_tokens, "epochs": n}
+            for folder, weight, tokens, n in zip(self.folders, self.weights.values(), streams, epochs, strict=True)
+        ]
+        return {
+            "dataset": str(self.folders[0]) if len(self.folders) == 1 else self.name,
+            "sources": sources,
+            "fingerprint": self.splits["train"].fingerprint,
+            "bytes_per_token": self.bytes_per_token,
+            "tokenizer": self.tokenizer,
+            "eot_id": self.eot_id,
+        }
 
 
 def evaluation_batches(
