@@ -10,8 +10,9 @@ Memory, MB of one rank, its largest over the ranks; a process of its own for eac
     parameters, gradients, optimizer    the storages held after a backward pass and between steps
     peak      the most resident memory in a step, above what the process held before it had a model (VmHWM in /proc)
   beside theory, of P parameters: 4 P + 4 P + 8 P bytes, each divided by the number of ranks where it is sharded. The peak is
-  where the backward pass begins: weights, optimizer state, what one process has there above these (activations), the gathered
-  weights (of ZeRO-1 all, of FSDP two blocks), and of DDP the gradients, whose buckets are always there.
+  where the backward pass begins: weights, optimizer state, what one process has there above these (activations, and
+  autocast's copies of the blocks' weights), of DDP the gradients, whose buckets are always there, and of sharded models the
+  gathered weights (of ZeRO-1 all, of FSDP two blocks) in place of those copies.
 Time, ms of a step: all strategies in the same processes, in turn; medians, and the median of the ratios to DDP's step of
 the same round. Every rank has its own batch and one thread; "single" is that without any exchange.
 Exits with 1 where the sharded optimizer state is not within 5 % of its share.
@@ -167,7 +168,8 @@ def theory(name: str, size: int, c: BenchmarkConfig, working_mb: float) -> dict[
     gathered = 0.0
     if n_blocks is not None:  # the blocks in the type of the matmuls, what is outside them in fp32
         width = dist.select_dtype(c.dtype, torch.device("cpu")).itemsize
-        gathered = (4 * (total - in_blocks) + width * in_blocks * n_blocks / c.n_layer) / 1e6
+        copies = width if width < 4 else 0
+        gathered = (4 * (total - in_blocks) + in_blocks * (width * n_blocks / c.n_layer - copies)) / 1e6
     buckets = row["gradients"] if name.startswith("ddp") else 0.0
     return row | {"peak": row["parameters"] + row["optimizer"] + buckets + gathered + working_mb}
 
