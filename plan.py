@@ -12,11 +12,8 @@ it) and --context_gb (1). --json prints the same numbers as JSON. docs/PLAN.md s
 
 import json
 import math
-import multiprocessing
-import os
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -30,7 +27,7 @@ from model_config import ModelArchitectureConfig
 from training import flops
 from training.config import TrainConfig, load_config, parse_flags, user_errors
 from training.gpus import GPU, find_gpu, unknown_gpu
-from training.memory import largest_batch, parameters_by_part, step_memory
+from training.memory import BatchMemory, largest_batch, parameters_by_part
 from training.scaling import BESIROGLU, LAWS, best_shapes
 
 ROOT = Path(__file__).resolve().parent
@@ -162,39 +159,35 @@ def plan_run(
 
 
 def memory_rows(c: ModelArchitectureConfig, train: TrainConfig, o: PlanOptions, gpu: GPU) -> list[dict[str, Any]]:
-    """Every strategy and checkpointing mode; each row is worked out in a process of its own."""
+    """Every strategy and checkpointing mode; the traces of a row answer for all its batch sizes."""
     strategies: dict[str, dict[str, Any]] = {"single": {}} if o.gpus == 1 else {"ddp": {}, "zero1": {}, "fsdp": {}}
     strategies = {name: {"use_zero1": name == "zero1", "use_fsdp": name == "fsdp"} for name in strategies}
     shards = train.hybrid_shard_size or NODE_GPUS
     if o.gpus > shards and o.gpus % shards == 0:
         strategies["hybrid"] = {"use_zero1": False, "use_fsdp": True, "hybrid_shard_size": shards}
-    jobs = [
-        (name, c, replace(train, **{"hybrid_shard_size": None} | flags, activation_checkpointing=mode), o, gpu.memory_gb)
+    return [
+        memory_row(name, c, replace(train, **{"hybrid_shard_size": None} | flags, activation_checkpointing=mode), o, gpu)
         for name, flags in strategies.items()
         for mode in CHECKPOINTING
     ]
-    workers = min(len(jobs), os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(memory_row, *zip(*jobs, strict=True)))
 
 
-def memory_row(
-    strategy: str, c: ModelArchitectureConfig, train: TrainConfig, o: PlanOptions, memory_gb: float
-) -> dict[str, Any]:
+def memory_row(strategy: str, c: ModelArchitectureConfig, train: TrainConfig, o: PlanOptions, gpu: GPU) -> dict[str, Any]:
     sequences = train.batch_size * train.gradient_accumulation_steps
-    overhead = round(o.context_gb * GIB)
+    overhead, limit = round(o.context_gb * GIB), round(gpu.memory_gb * GIB)
+    memory = BatchMemory(c, train, o.gpus)
 
-    def need(batch_size: int) -> int:
-        accumulates = batch_size * o.gpus < sequences
-        changed = replace(train, batch_size=batch_size, gradient_accumulation_steps=o.gpus * (1 + accumulates))
-        return overhead + round((1 + o.fragmentation) * step_memory(c, changed, o.gpus).total)
+    def gross(net: int) -> int:
+        return overhead + round((1 + o.fragmentation) * net)
 
-    limit = round(memory_gb * GIB)
-    largest = largest_batch(need, limit, most=max(1, sequences // o.gpus))  # more would not be a step as configured
+    most = max(1, sequences // o.gpus)  # more would not be a step as configured; of so many there is one micro-step
+    largest = largest_batch(lambda b: gross(memory(b).total), limit, most)
+    if most - 1 <= largest < most:  # that one finds no gradients, and may need less
+        largest = most if gross(memory(most, accumulates=most * o.gpus < sequences).total) <= limit else largest
     # What is run: the largest that divides the step as configured and leaves each GPU equally many micro-batches
     use = next((b for b in range(largest, 0, -1) if sequences % (b * o.gpus) == 0), None)
-    parts = vars(step_memory(c, train, o.gpus))
-    total = overhead + round((1 + o.fragmentation) * sum(parts.values()))
+    parts = vars(memory(train.batch_size, train.gradient_accumulation_steps > o.gpus))
+    total = gross(sum(parts.values()))
     parts = {**parts, "overhead": total - sum(parts.values()), "total": total}
     return {
         "strategy": strategy,

@@ -1,7 +1,8 @@
 """What a training step keeps in memory, from the step itself: train.py's own parts on tensors that have shapes and no data.
 
     need = step_memory(model_config, train_config, world_size=8)      # StepMemory: bytes on one GPU, by kind
-    largest_batch(lambda b: step_memory(model_config, replace(train_config, batch_size=b), 8).total, limit, most=64)
+    memory = BatchMemory(model_config, train_config, world_size=8)    # the same for any batch, traced once
+    largest_batch(lambda b: memory(b).total, limit, most=64)
 
 torch's FakeTensorMode computes shapes only, a process group of the kind "fake" stands for the other ranks, and LiveBytes adds
 up the storages that are alive. So the strategies, checkpointing, the loss and every architectural choice are those of training/
@@ -17,14 +18,16 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import model_loss
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from training.config import TrainConfig
@@ -48,15 +51,24 @@ class StepMemory:
         return sum(vars(self).values())
 
 
-class LiveBytes(TorchDispatchMode):
-    """`now`: bytes of all storages made under this mode and not yet freed; `peak`: their most since it was last set."""
+# No size is a multiple of this prime but those of tensors that grow with the batch. There are no data: it costs nothing
+TRACED_BATCH = 1_000_003
 
-    def __init__(self) -> None:
+
+class LiveBytes(TorchDispatchMode):
+    """`now`: bytes of all storages made under this mode and not yet freed, as [fixed, for each sequence of the batch];
+    `points`: what it was after each change. With batch_size None all bytes are fixed."""
+
+    def __init__(self, batch_size: int | None) -> None:
         super().__init__()
-        self.now = self.peak = 0
+        self.batch_size = batch_size
+        self.now = np.zeros(2, np.int64)
+        self.points = [self.now]
         self._storages: dict[int, tuple[weakref.ref, int]] = {}
 
     def __torch_dispatch__(self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # half of all calls; FakeTensorMode would take its longest way
         if DTensor in types:
             return NotImplemented  # it comes back as operations on the shard
         out = func(*args, **(kwargs or {}))
@@ -72,8 +84,9 @@ class LiveBytes(TorchDispatchMode):
             self._count(storage.nbytes())
 
     def _count(self, change: int) -> None:
-        self.now += change
-        self.peak = max(self.peak, self.now)
+        each = change // self.batch_size if self.batch_size and change % self.batch_size == 0 else 0
+        self.now = self.now + (0 if each else change, each)
+        self.points.append(self.now)
 
     def __enter__(self) -> "LiveBytes":
         resize = torch.UntypedStorage.resize_
@@ -112,36 +125,82 @@ class PretendedDDP(Strategy):
 def step_memory(
     c: ModelArchitectureConfig, train: TrainConfig, world_size: int = 1, device: Literal["cuda", "cpu"] = "cuda"
 ) -> StepMemory:
-    """Of one rank of world_size. `dtype='auto'` is bfloat16. Every part of it, in every phase of the step, is linear in the
-    number of layers, from the three on that FSDP's prefetching spans: two shallow models say it all. Raises ValueError as
-    build_strategy does."""
-    if device == "cuda" and c.attention_backend != "manual":
-        c = replace(c, attention_backend="sdpa")  # all the flash kernels keep q, k, v, the result and its log-sum-exp
-    if c.n_layer <= 4:
-        parts, peaks = simulated_step(c, train, world_size, device)
-    else:
-        (a, peaks_a), (b, peaks_b) = (simulated_step(replace(c, n_layer=n), train, world_size, device) for n in (3, 4))
-        parts, peaks = (
-            {key: x[key] + (c.n_layer - 3) * (y[key] - x[key]) for key in x} for x, y in ((a, b), (peaks_a, peaks_b))
-        )
-    return StepMemory(**parts, workspace=max(peaks.values()) - sum(parts.values()))
+    """Of one rank of world_size. `dtype='auto'` is bfloat16. Raises ValueError as build_strategy does."""
+    accumulates = train.gradient_accumulation_steps > world_size
+    return BatchMemory(c, train, world_size, device)(train.batch_size, accumulates)
 
 
-def simulated_step(
-    c: ModelArchitectureConfig, train: TrainConfig, world_size: int, device: str
-) -> tuple[dict[str, int], dict[str, int]]:
-    """All of StepMemory but the workspace, and the peak of each phase of the last micro-step: up to the gradient of the last
-    block's output, up to that of the first block's, up to the end, and the update."""
+class BatchMemory:
+    """step_memory of any batch size, from few traces. Every part of it, at every point of the step, is linear in the batch, as
+    long as the loss goes by the same way; and in every phase of the step linear in the number of layers, from the three on
+    that FSDP's prefetching spans: one trace of each of two shallow models says it all."""
+
+    def __init__(
+        self, c: ModelArchitectureConfig, train: TrainConfig, world_size: int = 1, device: Literal["cuda", "cpu"] = "cuda"
+    ) -> None:
+        if device == "cuda" and c.attention_backend != "manual":
+            c = replace(c, attention_backend="sdpa")  # all the flash kernels keep q, k, v, the result and its log-sum-exp
+        self.c, self.train, self.world_size, self.device = c, train, world_size, device
+        self._traces: dict[tuple[str | int, bool], list[StepTrace]] = {}
+
+    def __call__(self, batch_size: int, accumulates: bool = True) -> StepMemory:
+        """`accumulates`: whether a step has more than one micro-step, so that gradients are there before the last."""
+        kind, depth = kind_of_batch(self.c, batch_size), self.c.n_layer
+        if (kind, accumulates) not in self._traces:
+            c = self.c if isinstance(kind, int) else replace(self.c, loss_backend=kind)
+            train = replace(self.train, batch_size=kind if isinstance(kind, int) else TRACED_BATCH)
+            train.gradient_accumulation_steps = self.world_size * (1 + accumulates)
+            self._traces[kind, accumulates] = [
+                simulated_step(replace(c, n_layer=n), train, self.world_size, self.device)
+                for n in ((depth,) if depth <= 4 else (3, 4))
+            ]
+        parts, peaks = zip(*(trace.at(batch_size) for trace in self._traces[kind, accumulates]), strict=True)
+        if depth > 4:
+            parts, peaks = ([{key: a[key] + (depth - 3) * (b[key] - a[key]) for key in a}] for a, b in (parts, peaks))
+        return StepMemory(**parts[0], workspace=max(peaks[0].values()) - sum(parts[0].values()))
+
+
+def kind_of_batch(c: ModelArchitectureConfig, batch_size: int) -> str | int:
+    """The loss backend of which all batches lie on one line; or the batch size itself, which has to be traced: where the loss
+    takes less than three chunks, and the one sequence that manual attention does not have to copy."""
+    tokens, backend = batch_size * c.block_size, c.loss_backend
+    if backend == "auto":
+        backend = "chunked" if 4 * tokens * c.vocab_size > model_loss.PLAIN_MAX_BYTES else "plain"
+    few_chunks = backend == "chunked" and tokens < 3 * model_loss.CHUNK_BYTES // (4 * c.vocab_size)
+    return batch_size if few_chunks or (batch_size == 1 and c.attention_backend != "sdpa") else backend
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """Bytes as [fixed, for each sequence]: all of StepMemory but the workspace [2], and for each phase of the last micro-step
+    all points that it passes [points, 2]. The phases: up to the gradient of the last block's output, up to that of the first
+    block's, up to the end, and the update."""
+
+    parts: dict[str, np.ndarray]
+    points: dict[str, np.ndarray]
+
+    def at(self, batch_size: int) -> tuple[dict[str, int], dict[str, int]]:
+        """The parts, and the peak of each phase."""
+        parts = {name: int(line @ (1, batch_size)) for name, line in self.parts.items()}
+        return parts, {phase: int((points @ (1, batch_size)).max()) for phase, points in self.points.items()}
+
+
+def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: int, device: str) -> StepTrace:
+    """At a batch size of TRACED_BATCH for all of them; at any other for that one."""
     dtype = torch.bfloat16 if train.dtype == "auto" else getattr(torch, train.dtype)
     with torch.device("meta"):
         model = ConfigurableGPT(c)
-    live, parts, peaks = LiveBytes(), {}, {}
+    every_batch = train.batch_size == TRACED_BATCH
+    live, parts, points = LiveBytes(TRACED_BATCH if every_batch else None), {}, {}
 
     def end_of(phase: str) -> None:
-        peaks[phase], live.peak = live.peak, live.now
+        points[phase], live.points = live.points, [live.now]
 
-    kernels = patch("torch.nn.functional.rms_norm", fused_rms_norm) if device == "cuda" else contextlib.nullcontext()
-    with pretended_world(world_size) as world, kernels, contextlib.ExitStack() as modes:
+    with pretended_world(world_size) as world, contextlib.ExitStack() as modes:
+        if device == "cuda":
+            modes.enter_context(patch("torch.nn.functional.rms_norm", fused_rms_norm))
+        if every_batch:  # a million sequences have many chunks; from the third on they find the same beside them
+            modes.enter_context(patch("model_loss.range", lambda start, _, chunk: (start, chunk, 2 * chunk), create=True))
         sharded = train.use_zero1 or train.use_fsdp
         build = PretendedDDP if world.size > 1 and not sharded else build_strategy
         strategy = build(train, world, torch.device("cpu"), dtype)
@@ -150,11 +209,11 @@ def simulated_step(
         forward = strategy.wrap(model, None)
         own = {storage_of(p)._cdata for p in model.parameters()}
         buckets = sum(storage_of(p).nbytes() for p in model.parameters()) if build is PretendedDDP else 0
-        parts["weights"] = live.now - buckets
+        parts["weights"] = live.now - (buckets, 0)
 
-        def gathered() -> int:
+        def gathered() -> np.ndarray:
             storages = {s._cdata: s.nbytes() for p in model.parameters() if (s := storage_of(p))._cdata not in own}
-            return sum(storages.values())
+            return np.array((sum(storages.values()), 0))
 
         def loss_begins(*_: object) -> None:
             parts["gathered"] = gathered()
@@ -168,11 +227,13 @@ def simulated_step(
 
             block.register_forward_hook(watch)
         optimizers = strategy.optimizers(model, train)
+        without_ids = live.now
         ids = torch.zeros(train.batch_size, c.block_size, dtype=torch.long)
+        ids_bytes = live.now - without_ids
         accumulates = train.gradient_accumulation_steps > world_size
         for last in (False, True) if accumulates else (True,):
-            live.peak = live.now
-            parts["gradients"] = live.now - parts["weights"] - gathered() - ids.nbytes
+            live.points = [live.now]
+            parts["gradients"] = live.now - parts["weights"] - gathered() - ids_bytes
             with strategy.gradient_sync(model, last):
                 with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                     _, loss = forward(ids, ids)
@@ -184,13 +245,12 @@ def simulated_step(
         for optimizer in optimizers:
             optimizer.step()
         parts["optimizer"] = live.now - before  # there from the first update on
-        live.peak = live.now
-        for (
-            optimizer
-        ) in optimizers:  # again: the first time FakeTensorMode traces the fused update, with temporaries of its own
+        live.points = [live.now]
+        for optimizer in optimizers:  # again: the first fused update is traced with temporaries of its own
             optimizer.step()
         end_of("update")
-    return parts, {phase: peak + parts["optimizer"] * (phase != "update") for phase, peak in peaks.items()}
+    points = {phase: np.unique(np.array(p), axis=0) for phase, p in points.items()}
+    return StepTrace(parts, {phase: p + parts["optimizer"] * (phase != "update") for phase, p in points.items()})
 
 
 def storage_of(p: Tensor) -> torch.UntypedStorage:
