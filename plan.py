@@ -181,7 +181,7 @@ def memory_row(strategy: str, c: ModelArchitectureConfig, train: TrainConfig, o:
         return overhead + round((1 + o.fragmentation) * net)
 
     most = max(1, sequences // o.gpus)  # more would not be a step as configured; of so many there is one micro-step
-    largest = largest_batch(lambda b: gross(memory(b).total), limit, most)
+    largest = largest_batch(lambda b: gross(memory(b).total), limit, most, memory.starts)
     if most - 1 <= largest < most:  # that one finds no gradients, and may need less
         largest = most if gross(memory(most, accumulates=most * o.gpus < sequences).total) <= limit else largest
     # What is run: the largest that divides the step as configured and leaves each GPU equally many micro-batches

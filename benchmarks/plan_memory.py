@@ -1,6 +1,7 @@
 """plan.py's memory beside that of train.py on CPU: every strategy and checkpointing mode, and the largest batch by running it.
 
-    python benchmarks/plan_memory.py                    # writes benchmarks/results/plan_memory_cpu.json; about 15 minutes
+    python benchmarks/plan_memory.py                    # writes benchmarks/results/plan_memory_cpu.json; about 30 minutes
+    python benchmarks/plan_memory.py --shapes=gpt2_124m --strategies=ddp,zero1     # a part of it; the file keeps the others
     python benchmarks/plan_memory.py --shapes=tiny --largest=False --write=False
 
 Measured is the peak resident memory of rank 0, as train.py logs it, after two steps without compilation. A process holds some
@@ -26,7 +27,7 @@ import runpy
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import get_type_hints
 
 import numpy as np
@@ -34,7 +35,7 @@ import torch
 
 from training import dist, metrics
 from training.config import load_config, parse_flags, user_errors
-from training.memory import largest_batch, step_memory
+from training.memory import BatchMemory, largest_batch, step_memory
 from training.shards import ShardWriter, write_meta
 
 RESULTS = Path(__file__).parent / "results"
@@ -58,6 +59,7 @@ CHECKPOINTING = ("none", "selective", "full")
 @dataclass(kw_only=True)
 class BenchmarkConfig:
     shapes: str = "tiny,gpt2_124m"
+    strategies: str = "single,ddp,zero1,fsdp"  # or none
     largest: bool = True
     write: bool = True
 
@@ -105,14 +107,13 @@ def peak_bytes(flags: list[str], world_size: int, data_limit: int | None = None,
     return None
 
 
-def predicted(flags: list[str], world_size: int, **changes: int) -> int:
-    c, train = load_config(flags)
-    return step_memory(c, replace(train, **changes), world_size, device="cpu").total
+def predicted(flags: list[str], world_size: int) -> int:
+    return step_memory(*load_config(flags), world_size, device="cpu").total
 
 
-def compare_peaks(shape: str, dataset: Path) -> list[dict[str, object]]:
+def compare_peaks(shape: str, strategies: Sequence[str], dataset: Path) -> list[dict[str, object]]:
     rows = []
-    for strategy in STRATEGIES:
+    for strategy in strategies:
         world_size = 1 if strategy == "single" else 2
         base_flags = train_flags(shape, strategy, "none", dataset, *NEXT_TO_NOTHING.split())
         base = peak_bytes(base_flags, world_size) - predicted(base_flags, world_size)
@@ -136,7 +137,8 @@ def confirm_largest(shape: str, dataset: Path, limit: int) -> dict[str, object]:
     while high - low > 16 << 20:
         middle = (low + high) // 2
         low, high = (low, middle) if peak_bytes(small, 1, middle) else (middle, high)
-    largest = largest_batch(lambda b: predicted(flags, 1, batch_size=b), limit - high, most=1000)
+    memory = BatchMemory(*load_config(flags), device="cpu")
+    largest = largest_batch(lambda b: memory(b).total, limit - high, most=1000, starts=memory.starts)
     larger = largest + max(1, round(0.1 * largest))
     runs = {b: peak_bytes([*flags, f"--batch_size={b}"], 1, limit) is not None for b in (largest, larger)}
     row = {"shape": shape, "rlimit_data_gb": limit / 1e9, "process_gb": high / 1e9, "largest_batch": largest,
@@ -149,26 +151,36 @@ def main(argv: Sequence[str]) -> int:
     with user_errors():
         words, flags = parse_flags(argv, get_type_hints(BenchmarkConfig))
         options = BenchmarkConfig(**flags)
-        if words or not set(options.shapes.split(",")) <= set(SHAPES):
-            raise ValueError(f"--shapes={options.shapes} {' '.join(words)}: some of {','.join(SHAPES)}")
-    peaks, largest, git = [], [], metrics.git_state()  # now: the checkout may move while this runs
+        strategies = [name for name in options.strategies.split(",") if name != "none"]
+        if words or not set(options.shapes.split(",")) <= set(SHAPES) or not set(strategies) <= set(STRATEGIES):
+            known = f"some of {','.join(SHAPES)} and of {','.join(STRATEGIES)} (or none)"
+            raise ValueError(f"--shapes={options.shapes} --strategies={options.strategies} {' '.join(words)}: {known}")
+    git = metrics.git_state()  # now: the checkout may move while this runs
+    origin = {"command": " ".join(["python benchmarks/plan_memory.py", *argv]), "git": git}
+    peaks, largest = [], []
     with tempfile.TemporaryDirectory() as folder:
         for shape in options.shapes.split(","):
             dataset = write_dataset(Path(folder) / shape, SHAPES[shape][0])
-            peaks += compare_peaks(shape, dataset)
+            peaks += compare_peaks(shape, strategies, dataset)
             if options.largest:
                 largest.append(confirm_largest(shape, dataset, (2 if shape == "tiny" else 6) << 30))
     if options.write:
+        file = RESULTS / "plan_memory_cpu.json"
+        before = json.loads(file.read_text()) if file.exists() else {"peaks": [], "largest_batch": []}
         result = {
-            "command": "python benchmarks/plan_memory.py " + " ".join(argv),
-            "peaks": peaks,
-            "largest_batch": largest,
+            "peaks": merged(before["peaks"], [row | origin for row in peaks]),
+            "largest_batch": merged(before["largest_batch"], [row | origin for row in largest]),
             "device": dist.device_name(torch.device("cpu")),
             "versions": metrics.versions(),
-            "git": git,
         }
-        (RESULTS / "plan_memory_cpu.json").write_text(json.dumps(result, indent=2) + "\n")
+        file.write_text(json.dumps(result, indent=2) + "\n")
     return 0
+
+
+def merged(before: list[dict[str, object]], rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Rows of the same shape, strategy and checkpointing give way to the new ones."""
+    key = lambda row: [row.get(name) for name in ("shape", "strategy", "activation_checkpointing")]  # noqa: E731
+    return [row for row in before if key(row) not in map(key, rows)] + rows
 
 
 if __name__ == "__main__":

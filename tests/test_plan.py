@@ -14,7 +14,7 @@ from model_config import PRESET_CONFIGS, get_preset_config
 from training import flops
 from training.config import TrainConfig
 from training.gpus import GPUS, find_gpu
-from training.memory import largest_batch, parameters_by_part, simulated_step, step_memory
+from training.memory import BatchMemory, largest_batch, parameters_by_part, simulated_step, step_memory
 from training.scaling import BESIROGLU, HOFFMANN, best_shapes, parameters
 
 TINY = dict(n_layer=2, n_embd=64, d_ff=96, n_head=4, num_key_value_heads=2, head_dim=16, block_size=32, vocab_size=101)
@@ -79,13 +79,28 @@ def test_strategies_divide_what_they_shard():
     assert alone.gradients == 0 and alone.total < fsdp.total
 
 
+STRATEGIES = [{}, {"use_fsdp": True}, {"use_zero1": True}, {"optimizer": "muon"}]
+
+
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
-@pytest.mark.parametrize("flags", [{}, {"use_fsdp": True}, {"use_zero1": True}, {"optimizer": "muon"}])
+@pytest.mark.parametrize("flags", STRATEGIES)
 def test_depth_is_a_line(mode, flags):
     c, train = tiny(n_layer=6, attention_backend="sdpa"), replace(TRAIN, activation_checkpointing=mode, **flags)
     world_size = 2 if "optimizer" not in flags and flags else 1
-    _, peaks = simulated_step(c, train, world_size, "cuda")
+    _, peaks = simulated_step(c, train, world_size, "cuda").at(train.batch_size)
     assert step_memory(c, train, world_size).total == pytest.approx(max(peaks.values()), rel=0.005)
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+@pytest.mark.parametrize("flags", STRATEGIES)
+def test_one_trace_answers_for_all_batches(flags, backend, monkeypatch):
+    """To the byte what a trace of the batch itself says: one, two, some chunks of the loss, and no whole number of them."""
+    monkeypatch.setattr("model_loss.CHUNK_BYTES", 4 * 101 * 70)  # 70 tokens; sequences have 32
+    c, train = tiny(loss_backend=backend, attention_backend="sdpa"), replace(TRAIN, **flags)
+    memory = BatchMemory(c, train, 2)
+    for B in (1, 2, 3, 6, 7, 9):
+        parts, peaks = simulated_step(c, replace(train, batch_size=B), 2, "cuda").at(B)
+        assert vars(memory(B)) | {"workspace": 0} == parts | {"workspace": 0} and memory(B).total == max(peaks.values())
 
 
 def test_checkpointing_keeps_less():
@@ -94,15 +109,23 @@ def test_checkpointing_keeps_less():
     assert full < selective < none
 
 
-def test_largest_batch():
+def test_largest_batch(monkeypatch):
     assert largest_batch(lambda b: 100 + 7 * b, 100 + 7 * 35 + 6, most=99) == 35
     assert largest_batch(lambda b: 100 + 7 * b, 100 + 7 * 35 + 6, most=20) == 20
     assert largest_batch(lambda b: 100 + 7 * b, 106, most=99) == 0
     assert largest_batch(lambda b: 100 + 7 * b, 110, most=1) == 1
-    assert largest_batch(lambda b: 100 + 7 * b - 50 * (b > 9), 400, most=99) == 50  # the loss begins to go by chunks
-    assert largest_batch(lambda b: (200, 60)[b > 1] + 7 * b, 220, most=99) == 22
-    limit = step_memory(tiny(), replace(TRAIN, batch_size=5)).total
-    assert largest_batch(lambda b: step_memory(tiny(), replace(TRAIN, batch_size=b)).total, limit, most=99) == 5
+    by_chunks_from_10 = lambda b: 100 + 7 * b - 50 * (b >= 10)  # noqa: E731
+    answers = [largest_batch(by_chunks_from_10, limit, most=99, starts=(1, 10, 30)) for limit in (400, 210, 125, 119, 106)]
+    assert answers == [50, 22, 10, 2, 0]
+    memory = BatchMemory(tiny(), TRAIN)
+    assert largest_batch(lambda b: memory(b).total, memory(5).total, most=99, starts=memory.starts) == 5
+    monkeypatch.setattr("model_loss.PLAIN_MAX_BYTES", 4 * 101 * 32 * 10)  # the plain loss up to ten sequences
+    monkeypatch.setattr("model_loss.CHUNK_BYTES", 4 * 101 * 70)
+    memory = BatchMemory(tiny(), TRAIN)
+    assert memory.starts == (1, 11, 11) and memory(11).workspace < memory(10).workspace
+    for B in (3, 10, 11, 40):
+        fitting = [b for b in range(1, 50) if memory(b).total <= memory(B).total]
+        assert largest_batch(lambda b: memory(b).total, memory(B).total, most=49, starts=memory.starts) == max(fitting)
 
 
 @pytest.mark.parametrize("preset", PRESET_CONFIGS)

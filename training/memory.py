@@ -2,7 +2,7 @@
 
     need = step_memory(model_config, train_config, world_size=8)      # StepMemory: bytes on one GPU, by kind
     memory = BatchMemory(model_config, train_config, world_size=8)    # the same for any batch, traced once
-    largest_batch(lambda b: memory(b).total, limit, most=64)
+    largest_batch(lambda b: memory(b).total, limit, most=64, starts=memory.starts)
 
 torch's FakeTensorMode computes shapes only, a process group of the kind "fake" stands for the other ranks, and LiveBytes adds
 up the storages that are alive. So the strategies, checkpointing, the loss and every architectural choice are those of training/
@@ -13,7 +13,8 @@ batches that wait, and evaluation, which needs less than a step.
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 from unittest.mock import patch
@@ -132,8 +133,8 @@ def step_memory(
 
 class BatchMemory:
     """step_memory of any batch size, from few traces. Every part of it, at every point of the step, is linear in the batch, as
-    long as the loss goes by the same way; and in every phase of the step linear in the number of layers, from the three on
-    that FSDP's prefetching spans: one trace of each of two shallow models says it all."""
+    long as the loss goes by the same way; and in every phase of the step linear in the number of layers, sharded from the three
+    on that FSDP's prefetching spans: one trace of each of two shallow models says it all."""
 
     def __init__(
         self, c: ModelArchitectureConfig, train: TrainConfig, world_size: int = 1, device: Literal["cuda", "cpu"] = "cuda"
@@ -141,33 +142,41 @@ class BatchMemory:
         if device == "cuda" and c.attention_backend != "manual":
             c = replace(c, attention_backend="sdpa")  # all the flash kernels keep q, k, v, the result and its log-sum-exp
         self.c, self.train, self.world_size, self.device = c, train, world_size, device
+        self.starts = (1, *starts_of_chunks(c))  # for largest_batch
         self._traces: dict[tuple[str | int, bool], list[StepTrace]] = {}
 
     def __call__(self, batch_size: int, accumulates: bool = True) -> StepMemory:
         """`accumulates`: whether a step has more than one micro-step, so that gradients are there before the last."""
         kind, depth = kind_of_batch(self.c, batch_size), self.c.n_layer
+        shallow = 3 if self.train.use_fsdp or self.train.use_zero1 else 2
         if (kind, accumulates) not in self._traces:
             c = self.c if isinstance(kind, int) else replace(self.c, loss_backend=kind)
             train = replace(self.train, batch_size=kind if isinstance(kind, int) else TRACED_BATCH)
             train.gradient_accumulation_steps = self.world_size * (1 + accumulates)
             self._traces[kind, accumulates] = [
                 simulated_step(replace(c, n_layer=n), train, self.world_size, self.device)
-                for n in ((depth,) if depth <= 4 else (3, 4))
+                for n in ((depth,) if depth <= shallow + 1 else (shallow, shallow + 1))
             ]
         parts, peaks = zip(*(trace.at(batch_size) for trace in self._traces[kind, accumulates]), strict=True)
-        if depth > 4:
-            parts, peaks = ([{key: a[key] + (depth - 3) * (b[key] - a[key]) for key in a}] for a, b in (parts, peaks))
+        if depth > shallow + 1:
+            parts, peaks = ([{key: a[key] + (depth - shallow) * (b[key] - a[key]) for key in a}] for a, b in (parts, peaks))
         return StepMemory(**parts[0], workspace=max(peaks[0].values()) - sum(parts[0].values()))
 
 
 def kind_of_batch(c: ModelArchitectureConfig, batch_size: int) -> str | int:
     """The loss backend of which all batches lie on one line; or the batch size itself, which has to be traced: where the loss
     takes less than three chunks, and the one sequence that manual attention does not have to copy."""
-    tokens, backend = batch_size * c.block_size, c.loss_backend
-    if backend == "auto":
-        backend = "chunked" if 4 * tokens * c.vocab_size > model_loss.PLAIN_MAX_BYTES else "plain"
-    few_chunks = backend == "chunked" and tokens < 3 * model_loss.CHUNK_BYTES // (4 * c.vocab_size)
-    return batch_size if few_chunks or (batch_size == 1 and c.attention_backend != "sdpa") else backend
+    chunked_from, many_from = starts_of_chunks(c)
+    if chunked_from <= batch_size < many_from or (batch_size == 1 and c.attention_backend != "sdpa"):
+        return batch_size
+    return "chunked" if batch_size >= many_from else "plain"
+
+
+def starts_of_chunks(c: ModelArchitectureConfig) -> tuple[int, int]:
+    """The batch sizes from which on the loss goes by chunks, and by at least three of them."""
+    sequence = 4 * c.block_size * c.vocab_size  # bytes of its fp32 logits
+    plain_most = {"plain": 2**62, "chunked": 0, "auto": model_loss.PLAIN_MAX_BYTES // sequence}[c.loss_backend]
+    return plain_most + 1, max(plain_most + 1, -(-3 * model_loss.CHUNK_BYTES // sequence))
 
 
 @dataclass(frozen=True)
@@ -231,7 +240,10 @@ def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: i
         ids = torch.zeros(train.batch_size, c.block_size, dtype=torch.long)
         ids_bytes = live.now - without_ids
         accumulates = train.gradient_accumulation_steps > world_size
-        for last in (False, True) if accumulates else (True,):
+        if accumulates and not sharded:  # what an earlier micro-step leaves is known
+            for p in model.parameters():
+                p.grad = torch.zeros_like(p)
+        for last in (False, True) if accumulates and sharded else (True,):
             live.points = [live.now]
             parts["gradients"] = live.now - parts["weights"] - gathered() - ids_bytes
             with strategy.gradient_sync(model, last):
@@ -269,21 +281,14 @@ def pretended_world(size: int) -> Iterator[World]:
             torch.distributed.destroy_process_group()
 
 
-def largest_batch(need: Callable[[int], int], limit: int, most: int) -> int:
-    """The largest batch, up to `most`, whose need(batch) stays within the limit; 0 where not even one does. The need grows in
-    a line, but for a step down where the loss begins to go by chunks: the last two points have to agree with the answer."""
-    points = {batch: need(batch) for batch in {1, min(2, most)}}
-    while True:
-        fits = max((b for b, n in points.items() if n <= limit), default=0)
-        exceeds = min((b for b, n in points.items() if n > limit), default=None)
-        if fits == most:
-            return most
-        (b1, n1), (b2, n2) = ([(0, 0)] + sorted(points.items()))[-2:]
-        guess = max(fits, b1 + (limit - n1) * (b2 - b1) // (n2 - n1)) if n2 > n1 else 2 * b2
-        guess = min(guess, most) if exceeds is None else min(guess, exceeds - 1)
-        if guess in points or guess == 0:
-            return guess
-        points[guess] = need(guess)
+def largest_batch(need: Callable[[int], int], limit: int, most: int, starts: Sequence[int] = (1,)) -> int:
+    """The largest batch, up to `most`, whose need(batch) stays within the limit; 0 where not even one does. The need grows from
+    each of `starts` to the next, where it may step down; the last ones are asked for first."""
+    for start in sorted(starts, reverse=True):
+        if start <= most and need(start) <= limit:
+            return bisect_right(range(start, most + 1), limit, key=need) + start - 1
+        most = min(most, start - 1)
+    return 0
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
