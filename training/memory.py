@@ -210,7 +210,7 @@ def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: i
             modes.enter_context(patch("torch.nn.functional.rms_norm", fused_rms_norm))
         if every_batch:  # a million sequences have many chunks; from the third on they find the same beside them
             modes.enter_context(patch("model_loss.range", lambda start, _, chunk: (start, chunk, 2 * chunk), create=True))
-        sharded = train.use_zero1 or train.use_fsdp
+        sharded = world.size > 1 and (train.use_zero1 or train.use_fsdp)
         build = PretendedDDP if world.size > 1 and not sharded else build_strategy
         strategy = build(train, world, torch.device("cpu"), dtype)
         modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -240,7 +240,7 @@ def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: i
         ids = torch.zeros(train.batch_size, c.block_size, dtype=torch.long)
         ids_bytes = live.now - without_ids
         accumulates = train.gradient_accumulation_steps > world_size
-        if accumulates and not sharded:  # what an earlier micro-step leaves is known
+        if accumulates and world.size == 1:  # what an earlier micro-step leaves is known
             for p in model.parameters():
                 p.grad = torch.zeros_like(p)
         for last in (False, True) if accumulates and sharded else (True,):
