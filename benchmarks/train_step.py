@@ -1,10 +1,14 @@
-"""A training step of ours beside transformers' Qwen3ForCausalLM: same process, shape, weights, data and dtype, taken in turn.
+"""A training step of ours beside transformers, a GPT-2 of the same size, and litgpt: same shape, weights, data and dtype.
 
-    python benchmarks/train_step.py                      # the CPU comparison; writes benchmarks/results/train_step_cpu.json
-    python benchmarks/train_step.py --steps=3 --n_layer=2 --n_embd=64 --vocab_size=512 --write=False     # a smoke test
+    python benchmarks/train_step.py --write                                # 8192 words, 8 x 256 tokens, one allocator for all
+    python benchmarks/train_step.py --write --setting=started              # each as its users start it
+    python benchmarks/train_step.py --write --vocab_size=151936 --batch_size=4 [--setting=started]
+    python benchmarks/train_step.py --vs=hf --modes="bf16 compiled" --rounds=3 --n_layer=2 --n_embd=64 --n_head=2 \
+        --num_key_value_heads=1 --d_ff=128 --vocab_size=512                # a smoke test
 
-A step is forward, backward, AdamW (fused) and zero_grad, under bf16 autocast with fp32 weights. Both models start from the
-same weights; their losses must agree before anything is timed. Both run under the same allocator setting.
+Each side is a process of its own (contestants.py). They are there at the same time and step in turn, so that a disturbance of
+the machine meets all; between the rounds the matmul rate is measured. setting=same gives every side glibc's large-block
+setting that train.py gives itself; setting=started gives the rivals none. The peers' best mode is what ours is compared with.
 """
 
 import sys
@@ -13,26 +17,40 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import json
+import os
 import statistics
+import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import get_type_hints
+from typing import Any, Literal
 
 import torch
 
-from inference.hf import load_hf
-from training import dist, metrics
-from training.config import parse_flags, user_errors
+from benchmarks.records import config_from_flags, write_result
+from inference.hf import save_hf
+from model_builder import ConfigurableGPT
+from model_config import check_field_types, get_preset_config
+from training.config import user_errors
+from training.flops import flops_per_token
 
-RESULTS = Path(__file__).parent / "results"
+ALLOCATOR = {  # what keep_freed_memory sets, as environment variables of glibc
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "1099511627776",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+MODES = ("bf16 compiled", "bf16 eager", "fp32 compiled", "fp32 eager")
+SHAPE = ("n_layer", "n_embd", "n_head", "num_key_value_heads", "head_dim", "d_ff", "vocab_size", "block_size")
 
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    """The shape is that of issue and facts: 6 layers, 384 wide, 6:3 heads of 64."""
+    """6 layers, 384 wide, 6:3 heads of 64."""
 
+    vs: str = "hf,nanogpt_shape,litgpt"
+    modes: str = ",".join(MODES)
+    setting: Literal["same", "started"] = "same"
     n_layer: int = 6
     n_embd: int = 384
     n_head: int = 6
@@ -42,119 +60,108 @@ class BenchmarkConfig:
     vocab_size: int = 8192
     batch_size: int = 8
     block_size: int = 256
-    device: str = "auto"
-    steps: int = 15  # timed, of each model and mode
-    warmup: int = 3
-    write: bool = True
+    rounds: int = 9
+    write: bool = False
+
+    def __post_init__(self) -> None:
+        check_field_types(self)
+        for name, known in (("vs", ("hf", "nanogpt_shape", "litgpt")), ("modes", MODES)):
+            for word in getattr(self, name).split(","):
+                if word not in known:
+                    raise ValueError(f"--{name}: {word!r} is none of {', '.join(known)}")
 
 
-def twins(c: BenchmarkConfig) -> tuple[torch.nn.Module, torch.nn.Module]:
-    """transformers' model with random weights, and ours with the same."""
-    from transformers import Qwen3Config, Qwen3ForCausalLM
+class Side:
+    """A contestant's process."""
 
-    torch.manual_seed(0)
-    theirs = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=c.vocab_size,
-            hidden_size=c.n_embd,
-            intermediate_size=c.d_ff,
-            num_hidden_layers=c.n_layer,
-            num_attention_heads=c.n_head,
-            num_key_value_heads=c.num_key_value_heads,
-            head_dim=c.head_dim,
-            max_position_embeddings=c.block_size,
-            rope_parameters={"rope_type": "default", "rope_theta": 1e6},
-            tie_word_embeddings=True,
-            attn_implementation="sdpa",
-            use_cache=False,
+    def __init__(self, name: str, c: BenchmarkConfig, folder: str, mode: str) -> None:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+        if c.setting == "same":
+            environment |= ALLOCATOR
+        shape = json.dumps({k: getattr(c, k) for k in (*SHAPE, "batch_size")})
+        command = [sys.executable, str(Path(__file__).with_name("contestants.py")), name, shape, folder, mode]
+        self.process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        theirs.save_pretrained(folder)
-        ours = load_hf(folder)
-    return ours, theirs
+        self.name = name
+        self.answers: list[dict[str, Any]] = []
+
+    def step(self) -> dict[str, Any]:
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line.startswith("{"):
+            raise RuntimeError(f"{self.name} ended: run benchmarks/contestants.py by itself to see why. {line}")
+        self.answers.append(json.loads(line))
+        return self.answers[-1]
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
 
 
-def make_step(
-    model: torch.nn.Module, loss_of: Callable[..., torch.Tensor], x: torch.Tensor, y: torch.Tensor, compiled: bool
-) -> Callable[[], float]:
-    device = x.device
-    model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    if compiled:
-        model.compile(dynamic=False)
+def matmul_seconds(dtype: torch.dtype, n: int = 1024) -> float:
+    """Of one n^3 product in torch."""
+    a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
+    start = time.perf_counter()
+    torch.mm(a, b)
+    return time.perf_counter() - start
 
-    def step() -> float:
-        with torch.autocast(device.type, torch.bfloat16):
-            loss = loss_of(model, x, y)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
 
-    return step
+def compare(c: BenchmarkConfig, mode: str, folder: str) -> dict[str, Any]:
+    """The sides' medians in one mode."""
+    dtype = torch.bfloat16 if mode.startswith("bf16") else torch.float32
+    names = ["nanofoundry", *c.vs.split(",")]
+    sides = [Side(name, c, folder, mode) for name in names]
+    try:
+        for _ in range(3):  # the first compiles, and allocates; losses after two updates must agree
+            for side in sides:
+                side.step()
+        losses = {side.name: [a["loss"] for a in side.answers] for side in sides}
+        for name in set(names) - {"nanofoundry", "nanogpt_shape"}:
+            gaps = [abs(a - b) for a, b in zip(losses["nanofoundry"], losses[name], strict=True)]
+            assert max(gaps) < 2e-2, f"they do not compute the same loss: {losses}"
+        products = []
+        for _ in range(c.rounds):
+            for side in sides:
+                side.step()
+            products += [matmul_seconds(dtype) for _ in range(5)]
+    finally:
+        for side in sides:
+            side.close()
+    tokens = c.batch_size * c.block_size
+    times = {side.name: [a["s"] for a in side.answers[3:]] for side in sides}
+    medians = {name: statistics.median(t) for name, t in times.items()}
+    config = get_preset_config("qwen3", **{k: getattr(c, k) for k in SHAPE}, weight_tying=True)
+    needed, rate = tokens * flops_per_token(config), 2 * 1024**3 / statistics.median(products)
+    return {
+        "tokens/s": {name: round(tokens / s) for name, s in medians.items()},
+        "extra GB": {s.name: round(statistics.median(a["extra_bytes"] for a in s.answers[3:]) / 1e9, 3) for s in sides},
+        "matmul GFLOP/s": round(rate / 1e9),
+        "of matmul rate": {name: round(needed / s / rate, 3) for name, s in medians.items()},
+        "ratio": {n: statistics.median(b / a for a, b in zip(times["nanofoundry"], times[n], strict=True)) for n in names[1:]},
+        "losses": {name: round(values[-1], 4) for name, values in losses.items()},
+        "load average": os.getloadavg()[0],
+    }
 
 
 def main(argv: Sequence[str]) -> int:
     with user_errors():
-        words, flags = parse_flags(argv, get_type_hints(BenchmarkConfig))
-        if words:
-            raise ValueError(f"{words[0]!r} is no flag")
-        c = BenchmarkConfig(**flags)
-        device = dist.select_device(c.device)
-    dist.keep_freed_memory()  # one setting for both
-    ids = torch.randint(c.vocab_size, (c.batch_size, c.block_size + 1), generator=torch.Generator().manual_seed(1))
-    x, y = ids[:, :-1].contiguous().to(device), ids[:, 1:].contiguous().to(device)
-
-    def our_loss(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return model(x, y)[1]
-
-    def their_loss(model: torch.nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return model(input_ids=x, labels=y, shift_labels=y).loss  # shift_labels: already shifted, as ours are
-
-    rows = {}
-    for mode in ("eager", "compiled"):
-        torch.compiler.reset()
-        ours, theirs = twins(c)
-        steps = {
-            "nanofoundry": make_step(ours, our_loss, x, y, mode == "compiled"),
-            "transformers": make_step(theirs, their_loss, x, y, mode == "compiled"),
-        }
-        losses = {name: [step() for _ in range(c.warmup)] for name, step in steps.items()}
-        for a, b in zip(*losses.values(), strict=True):
-            assert abs(a - b) < 2e-2, f"the models do not compute the same loss: {losses}"
-        times: dict[str, list[float]] = {name: [] for name in steps}
-        for _ in range(c.steps):
-            for name, step in steps.items():
-                start = time.perf_counter()
-                step()
-                times[name].append(time.perf_counter() - start)
-        tokens = c.batch_size * c.block_size
-        for name in steps:
-            rows[f"{name} {mode}"] = tokens / statistics.median(times[name])
-        ratios = [b / a for a, b in zip(times["nanofoundry"], times["transformers"], strict=True)]
-        rows[f"ratio {mode}"] = statistics.median(ratios)
-        print(
-            f"{mode:9} nanofoundry {rows[f'nanofoundry {mode}']:8,.0f} tokens/s, transformers "
-            f"{rows[f'transformers {mode}']:8,.0f}; ratio, median of pairs {rows[f'ratio {mode}']:.2f}; "
-            f"losses {losses['nanofoundry'][-1]:.4f} and {losses['transformers'][-1]:.4f}",
-            flush=True,
-        )
+        c = config_from_flags(BenchmarkConfig, argv)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        config = get_preset_config("qwen3", **{k: getattr(c, k) for k in SHAPE}, weight_tying=True)
+        save_hf(ConfigurableGPT(config, seed=0), folder)
+        for mode in c.modes.split(","):
+            r = results[mode] = compare(c, mode, folder)
+            print(
+                f"{mode}: tokens/s {r['tokens/s']}, of the matmul rate ({r['matmul GFLOP/s']} GFLOP/s) {r['of matmul rate']}, "
+                f"GB above weights and AdamW {r['extra GB']}, ratios { {k: round(v, 2) for k, v in r['ratio'].items()} }",
+                flush=True,
+            )
     if c.write:
-        import transformers
-
-        result = {
-            "command": "python benchmarks/train_step.py " + " ".join(argv),
-            "unit": "tokens/s, median",
-            "config": asdict(c),
-            "results": rows,
-            "device": dist.device_name(device),
-            "versions": metrics.versions() | {"transformers": transformers.__version__},
-            "git": metrics.git_state(),
-        }
-        file = RESULTS / f"train_step_{device.type}.json"
-        file.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"wrote {file}")
+        name = f"train_step_cpu_{c.vocab_size}_{c.setting}"
+        write_result(name, "train_step.py", argv, torch.device("cpu"), config=asdict(c), results=results)
     return 0
 
 

@@ -1,0 +1,45 @@
+"""What the benchmarks share: flags, and results that say how they were made."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import torch
+
+from training import dist, metrics
+from training.config import parse_flags
+
+Config = TypeVar("Config")
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def config_from_flags(kind: type[Config], argv: Sequence[str]) -> Config:
+    """A benchmark's dataclass from its command line. Raises ValueError for what is no flag of it."""
+    words, flags = parse_flags(argv, get_type_hints(kind))
+    if words:
+        raise ValueError(f"{words[0]!r} is no flag")
+    return kind(**flags)
+
+
+def write_result(name: str, script: str, argv: Sequence[str], device: torch.device, **fields: Any) -> Path:
+    """results/<name>.json: the fields, with the command, the device, the versions and the commit."""
+    record = {"command": " ".join(["python", f"benchmarks/{script}", *argv]), **fields}
+    record |= {"device": dist.device_name(device), "versions": versions(), "git": metrics.git_state()}
+    file = RESULTS / f"{name}.json"
+    file.write_text(json.dumps(record, indent=2) + "\n")
+    print(f"wrote {file.relative_to(RESULTS.parents[1])}")
+    return file
+
+
+def versions() -> dict[str, str]:
+    """Ours and those of the rivals that are installed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = metrics.versions()
+    for package in ("transformers", "litgpt"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
