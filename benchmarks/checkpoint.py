@@ -21,7 +21,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import json
 import os
 import shutil
 import statistics
@@ -31,22 +30,21 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from types import SimpleNamespace
-from typing import Any, get_type_hints
+from typing import Any
 from unittest import mock
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
+from benchmarks.records import config_from_flags, write_result
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from training import checkpoint, dist, metrics
-from training.config import TrainConfig, parse_flags, user_errors
+from training import checkpoint, dist
+from training.config import TrainConfig, user_errors
 from training.dist import World
 from training.optim import allocate_state
 from training.parallel import build_strategy
-
-RESULTS = Path(__file__).parent / "results"
 
 
 @dataclass(kw_only=True)
@@ -171,10 +169,7 @@ def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     with user_errors():
-        words, flags = parse_flags(argv, get_type_hints(BenchmarkConfig))
-        if words:
-            raise ValueError(f"{words[0]!r} is no flag")
-        c = BenchmarkConfig(**flags)
+        c = config_from_flags(BenchmarkConfig, argv)
         if c.rounds < 1:
             raise ValueError(f"rounds={c.rounds} must be at least 1")
     load_average = round(os.getloadavg()[0], 1)
@@ -189,19 +184,9 @@ def main(argv: Sequence[str]) -> int:
                 print(f"  load {side:18} {ms:7.0f}", flush=True)
     if c.write:
         torch.set_num_threads(1)
-        result = {
-            "command": " ".join(["python benchmarks/checkpoint.py", *argv]),
-            "unit": "ms, median; fsync on every side",
-            "config": asdict(c),
-            "results": rows,
-            "device": dist.device_name(torch.device("cpu")) + " a rank",
-            "load_average": load_average,  # of the minute before: what else the machine was doing
-            "versions": metrics.versions(),
-            "git": metrics.git_state(),
-        }
-        file = RESULTS / "checkpoint.json"
-        file.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"wrote {file}")
+        fields = {"unit": "ms, median; fsync on every side", "config": asdict(c), "results": rows}
+        # of the minute before: what else the machine was doing
+        write_result("checkpoint", "checkpoint.py", argv, torch.device("cpu"), **fields, load_average=load_average)
     return 0
 
 

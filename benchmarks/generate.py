@@ -16,24 +16,22 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 
+from benchmarks.records import config_from_flags, write_result
 from inference.generate import Sampling, generate
 from inference.hf import load_hf, save_hf
 from model_builder import ConfigurableGPT
 from model_config import check_field_types, get_preset_config
-from training import dist, metrics
-from training.config import parse_flags, user_errors
-
-RESULTS = Path(__file__).parent / "results"
+from training import dist
+from training.config import user_errors
 
 
 @dataclass(kw_only=True)
@@ -59,10 +57,7 @@ class BenchmarkConfig:
 
 def main(argv: Sequence[str]) -> int:
     with user_errors():
-        words, flags = parse_flags(argv, get_type_hints(BenchmarkConfig))
-        if words:
-            raise ValueError(f"{words[0]!r} is no flag")
-        c = BenchmarkConfig(**flags)
+        c = config_from_flags(BenchmarkConfig, argv)
         device = dist.select_device(c.device)
         batch_sizes = [int(n) for n in c.batch_sizes.split(",")]
         import transformers
@@ -79,18 +74,9 @@ def main(argv: Sequence[str]) -> int:
             flush=True,
         )
     if c.write:
-        record = {
-            "command": "python benchmarks/generate.py " + " ".join(argv),
-            "unit": "medians; decode tokens/s over the whole batch; ratios of medians, ours over the faster transformers",
-            "config": asdict(c),
-            "results": results,
-            "device": dist.device_name(device),
-            "versions": metrics.versions() | {"transformers": transformers.__version__},
-            "git": metrics.git_state(),
-        }
-        file = RESULTS / f"generate_{device.type}_{c.vocab_size}.json"
-        file.write_text(json.dumps(record, indent=2) + "\n")
-        print(f"wrote {file.relative_to(RESULTS.parents[1])}")
+        unit = "medians; decode tokens/s over the whole batch; ratios of medians, ours over the faster transformers"
+        name = f"generate_{device.type}_{c.vocab_size}"
+        write_result(name, "generate.py", argv, device, unit=unit, config=asdict(c), results=results)
     return 0
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import json
 import os
 import statistics
 import tempfile
@@ -25,17 +24,15 @@ import time
 import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import get_type_hints
 
 import numpy as np
 import torch
 
-from training import dist, metrics
-from training.config import parse_flags, user_errors
+from benchmarks.records import config_from_flags, write_result
+from training.config import user_errors
 from training.data import BatchLoader
 from training.shards import TokenStream, open_tokens
 
-RESULTS = Path(__file__).parent / "results"
 VOCAB_SIZE = 151_936
 
 
@@ -87,10 +84,7 @@ def summary(times: Sequence[float]) -> dict[str, float]:
 
 def main(argv: Sequence[str]) -> int:
     with user_errors():
-        words, flags = parse_flags(argv, get_type_hints(BenchmarkConfig))
-        if words:
-            raise ValueError(f"{words[0]!r} is no flag")
-        c = BenchmarkConfig(**flags)
+        c = config_from_flags(BenchmarkConfig, argv)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train.bin")
         path.touch()
@@ -145,18 +139,9 @@ def main(argv: Sequence[str]) -> int:
         print(f"{name:24} median {row['median_ms']:.3f} ms, 99th percentile {row['p99_ms']:.3f} ms")
     print(f"memory held by Python after 100 and after 2,000 batches: {held[0]:,} and {held[-1]:,} bytes")
     if c.write:
-        result = {
-            "command": " ".join(["python benchmarks/loader.py", *argv]),
-            "unit": f"ms a batch of {c.batch_size} x {c.block_size} tokens, warm page cache",
-            "config": asdict(c),
-            "results": rows | {"bytes_held_more_after_1900_batches": grown_bytes},
-            "device": dist.device_name(torch.device("cpu")),
-            "versions": metrics.versions(),
-            "git": metrics.git_state(),
-        }
-        file = RESULTS / "loader.json"
-        file.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"wrote {file}")
+        unit = f"ms a batch of {c.batch_size} x {c.block_size} tokens, warm page cache"
+        results = rows | {"bytes_held_more_after_1900_batches": grown_bytes}
+        write_result("loader", "loader.py", argv, torch.device("cpu"), unit=unit, config=asdict(c), results=results)
     return 0
 
 

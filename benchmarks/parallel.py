@@ -24,27 +24,26 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import contextlib
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
+from benchmarks.records import config_from_flags, write_result
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from training import dist, metrics
-from training.config import TrainConfig, parse_flags, user_errors
+from training import dist
+from training.config import TrainConfig, user_errors
 from training.dist import World
 from training.parallel import DDP, Strategy, build_strategy
 
-RESULTS = Path(__file__).parent / "results"
 SETTINGS: dict[str, dict[str, Any]] = {
     "single": {},
     "ddp": {},
@@ -176,10 +175,7 @@ def theory(name: str, size: int, c: BenchmarkConfig, working_mb: float) -> dict[
 
 def main(argv: Sequence[str]) -> int:
     with user_errors():
-        words, flags = parse_flags(argv, get_type_hints(BenchmarkConfig))
-        if words:
-            raise ValueError(f"{words[0]!r} is no flag")
-        c = BenchmarkConfig(**flags)
+        c = config_from_flags(BenchmarkConfig, argv)
         if not Path("/proc/self/clear_refs").exists():
             raise ValueError("the peak of memory is read from /proc/self: this benchmark runs on Linux")
     load_average = round(os.getloadavg()[0], 1)
@@ -210,21 +206,18 @@ def main(argv: Sequence[str]) -> int:
     verdict = f"not within 5 % of its share: {', '.join(failed)}" if failed else "within 5 % of 1/N on every sharded strategy"
     print(f"optimizer state a rank: {verdict}")
     if c.write and not failed:
-        result = {
-            "command": " ".join(["python benchmarks/parallel.py", *argv]),
-            "unit": "MB of one rank; ms of a step, median",
-            "config": asdict(c),
-            "parameters": meta_model(c).get_num_params(),
-            "results": rows,
-            "optimizer_state": verdict,
-            "device": dist.device_name(torch.device("cpu")) + " a rank",
-            "load_average": load_average,  # of the minute before: what else the machine was doing
-            "versions": metrics.versions(),
-            "git": metrics.git_state(),
-        }
-        file = RESULTS / "parallel.json"
-        file.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"wrote {file}")
+        write_result(
+            "parallel",
+            "parallel.py",
+            argv,
+            torch.device("cpu"),
+            unit="MB of one rank; ms of a step, median",
+            config=asdict(c),
+            parameters=meta_model(c).get_num_params(),
+            results=rows,
+            optimizer_state=verdict,
+            load_average=load_average,  # of the minute before: what else the machine was doing
+        )
     return 1 if failed else 0
 
 

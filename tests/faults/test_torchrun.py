@@ -129,6 +129,7 @@ def test_a_hung_rank_ends_the_job_and_is_named(dataset, tmp_path, rank):
     assert checkpoint.find_checkpoint(tmp_path / "a") == checkpoint.checkpoint_path(tmp_path / "a", 3)
 
 
+@pytest.mark.timeout(1800)  # 21 starts of two ranks, on a machine that may be busy
 def test_twenty_random_kills_change_nothing(dataset, tmp_path):
     """kill -9 of a random rank at a random moment, twenty times: in steps, evaluations, saves and while starting."""
     long = ["--max_iters=3000", "--eval_interval=40", "--checkpoint_interval=10", "--use_zero1=True"]
@@ -147,7 +148,7 @@ def test_twenty_random_kills_change_nothing(dataset, tmp_path):
         logs = len(list((tmp_path / "parts").glob("run_*.jsonl")))
         dead |= set(alive)
         kills += 1
-    code, out = process.finish(400)
+    code, out = process.finish(900)
     assert code == 0, out
     assert len(read_events(tmp_path / "whole", "checkpoint")) == 300
     assert digests(tmp_path / "whole", 3000) == digests(tmp_path / "parts", 3000)
