@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from inference.samples import TextSampler
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from training import checkpoint, dist, flops, metrics
@@ -95,6 +96,7 @@ def train(
         prepare_embedded(config.dataset, world)
         dataset = Dataset(config, model_config, world, ROOT / "data")
         data, loader = dataset.record(config.max_iters), dataset.loader
+        sampler = TextSampler(config, dataset.folders[0], model_config.vocab_size) if config.sample_prompt else None
 
         source = None if config.init_from == "scratch" else checkpoint.find_checkpoint(config.out_dir, world=world)
         if source is None and config.init_from == "resume":
@@ -199,6 +201,11 @@ def train(
                     backends.write("eval", step, **result)
                     in_bytes = "" if bpb is None else f", {bpb:.4f} bits per byte"
                     progress.say(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}{in_bytes}")
+                    if sampler is not None:
+                        text = sampler(model, autocast)
+                        run_log.write("sample", step=step, prompt=config.sample_prompt, text=text)
+                        backends.write("sample", step, text=text)
+                        progress.say(f"sample: {config.sample_prompt}{text}")
 
             ending = last or bool(stopping.agreed)
             save_due = ending or (step > start_step and step % checkpoint_interval == 0)

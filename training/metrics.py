@@ -111,8 +111,8 @@ class Progress:
 
 
 # A backend opens a run and gives back what logs {"train/loss": 2.5, ...} of a step, and what ends it. `run_id` is the same
-# after a resume: one curve.
-Backend = tuple[Callable[[dict[str, float], int], Any], Callable[[], Any]]
+# after a resume: one curve. Samples of text are values too.
+Backend = tuple[Callable[[dict[str, float | str], int], Any], Callable[[], Any]]
 
 
 def open_wandb(config: TrainConfig, content: Mapping[str, Any], run_id: str) -> Backend:
@@ -129,9 +129,10 @@ def open_tensorboard(config: TrainConfig, content: Mapping[str, Any], run_id: st
     writer = SummaryWriter(str(Path(config.out_dir) / "tensorboard"), max_queue=1, flush_secs=10)
     writer.add_text("config", f"```\n{json.dumps(content, indent=1)}\n```")
 
-    def write(values: dict[str, float], step: int) -> None:
+    def write(values: dict[str, float | str], step: int) -> None:
         for name, value in values.items():
-            writer.add_scalar(name, value, step)
+            add = writer.add_text if isinstance(value, str) else writer.add_scalar
+            add(name, value, step)
 
     return write, writer.close
 
@@ -152,7 +153,7 @@ class BackendLog:
 
     def __init__(self, name: str, config: TrainConfig, content: Mapping[str, Any], run_id: str) -> None:
         self.name = name
-        self._queue: queue.Queue[tuple[dict[str, float], int] | None] = queue.Queue(maxsize=10_000)
+        self._queue: queue.Queue[tuple[dict[str, float | str], int] | None] = queue.Queue(maxsize=10_000)
         self._thread = threading.Thread(target=self._work, args=(config, content, run_id), daemon=True, name=name)
         self._thread.start()
 
@@ -166,7 +167,7 @@ class BackendLog:
             how = f" (pip install {self.name})" if isinstance(error, ImportError) else ""
             log.warning(f"{self.name} is off: {type(error).__name__}: {error}{how}; training goes on")
 
-    def put(self, item: tuple[dict[str, float], int] | None) -> None:
+    def put(self, item: tuple[dict[str, float | str], int] | None) -> None:
         if self._thread.is_alive() and not self._queue.full():
             self._queue.put_nowait(item)
 
@@ -181,7 +182,7 @@ class Backends:
         wanted = [name for name in BACKENDS if getattr(config, f"{name}_log") and rank == 0]
         self._logs = [BackendLog(name, config, content, run_id) for name in wanted]
 
-    def write(self, kind: str, step: int, **metrics: float | None) -> None:
+    def write(self, kind: str, step: int, **metrics: float | str | None) -> None:
         """Logs each metric as "kind/metric", those that are None left out."""
         for backend in self._logs:
             backend.put(({f"{kind}/{k}": v for k, v in metrics.items() if v is not None}, step))
