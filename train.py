@@ -102,7 +102,7 @@ def train(
         if source is None and config.init_from == "resume":
             raise ValueError(f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto")
         from_hf = source is None and config.init_from.startswith("hf:")
-        state: dict[str, Any] = {"step": 0, "trained_s": 0.0, "best": None, "guard": None}
+        state: dict[str, Any] = {"step": 0, "trained_s": 0.0, "energy_j": 0.0, "best": None, "guard": None}
         state["wandb_run_id"] = secrets.token_hex(4)
         compile_problem = dist.compile_problem(device) if config.compile else None
         with torch.device("meta"):
@@ -181,7 +181,7 @@ def train(
     checkpoints = checkpoint.Checkpoints(out_dir, world, config, state["best"], saved_step)
     guard = StepGuard(config, device, state["guard"])
     batches = loader.prefetched(step, device)
-    timer = metrics.StepTimer(state["trained_s"])
+    timer, energy = metrics.StepTimer(state["trained_s"]), metrics.EnergyMeter(device, world, state["energy_j"])
     checkpoint_interval = config.checkpoint_interval or config.eval_interval
     stopping = dist.StopVote(world, stop)
     reason = "done"
@@ -214,6 +214,7 @@ def train(
                     "step": step,
                     "tokens": step * tokens_per_step,
                     "trained_s": timer.trained_s,
+                    "energy_j": energy(),
                     "val_loss": losses.get("val"),
                     "grad_scaler": scaler.state_dict(),
                     "guard": guard.state(),
@@ -277,6 +278,8 @@ def train(
                     "memory_gb": metrics.memory_gb(device),
                     "skipped_steps": int(guarded["skipped"]),
                 }
+                if (energy_j := energy()) is not None:
+                    m["energy_j"] = energy_j
                 run_log.write("train", step=step, **m)
                 progress.train(step, m)
                 backends.write("train", step, **m)
