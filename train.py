@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from inference.samples import TextSampler
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from training import checkpoint, dist, flops, metrics
@@ -95,12 +96,13 @@ def train(
         prepare_embedded(config.dataset, world)
         dataset = Dataset(config, model_config, world, ROOT / "data")
         data, loader = dataset.record(config.max_iters), dataset.loader
+        sampler = TextSampler(config, dataset.folders[0], model_config.vocab_size) if config.sample_prompt else None
 
         source = None if config.init_from == "scratch" else checkpoint.find_checkpoint(config.out_dir, world=world)
         if source is None and config.init_from == "resume":
             raise ValueError(f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto")
         from_hf = source is None and config.init_from.startswith("hf:")
-        state: dict[str, Any] = {"step": 0, "trained_s": 0.0, "best": None, "guard": None}
+        state: dict[str, Any] = {"step": 0, "trained_s": 0.0, "energy_j": 0.0, "best": None, "guard": None}
         state["wandb_run_id"] = secrets.token_hex(4)
         compile_problem = dist.compile_problem(device) if config.compile else None
         with torch.device("meta"):
@@ -179,7 +181,7 @@ def train(
     checkpoints = checkpoint.Checkpoints(out_dir, world, config, state["best"], saved_step)
     guard = StepGuard(config, device, state["guard"])
     batches = loader.prefetched(step, device)
-    timer = metrics.StepTimer(state["trained_s"])
+    timer, energy = metrics.StepTimer(state["trained_s"]), metrics.EnergyMeter(device, world, state["energy_j"])
     checkpoint_interval = config.checkpoint_interval or config.eval_interval
     stopping = dist.StopVote(world, stop)
     reason = "done"
@@ -199,6 +201,11 @@ def train(
                     backends.write("eval", step, **result)
                     in_bytes = "" if bpb is None else f", {bpb:.4f} bits per byte"
                     progress.say(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}{in_bytes}")
+                    if sampler is not None:
+                        text = sampler(model, autocast)
+                        run_log.write("sample", step=step, prompt=config.sample_prompt, text=text)
+                        backends.write("sample", step, text=text)
+                        progress.say(f"sample: {config.sample_prompt}{text}")
 
             ending = last or bool(stopping.agreed)
             save_due = ending or (step > start_step and step % checkpoint_interval == 0)
@@ -207,6 +214,7 @@ def train(
                     "step": step,
                     "tokens": step * tokens_per_step,
                     "trained_s": timer.trained_s,
+                    "energy_j": energy(),
                     "val_loss": losses.get("val"),
                     "grad_scaler": scaler.state_dict(),
                     "guard": guard.state(),
@@ -270,6 +278,8 @@ def train(
                     "memory_gb": metrics.memory_gb(device),
                     "skipped_steps": int(guarded["skipped"]),
                 }
+                if (energy_j := energy()) is not None:
+                    m["energy_j"] = energy_j
                 run_log.write("train", step=step, **m)
                 progress.train(step, m)
                 backends.write("train", step, **m)

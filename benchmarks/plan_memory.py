@@ -8,7 +8,7 @@ Measured is the peak resident memory of rank 0, as train.py logs it, after two s
 memory before there is a model (Python, torch, the processes' connections): a model of next to no size, trained under the same
 strategy, says how much, and that is added to the prediction. glibc is told to give large blocks back at once
 (MALLOC_MMAP_THRESHOLD_=65536), so that resident is what lives, as torch.cuda.max_memory_allocated counts it; train.py by itself
-keeps freed memory, which costs the "kept" that is measured without checkpointing.
+keeps freed memory, which costs the "kept" that is measured once for a shape.
 
 For the largest batch the kernel refuses memory beyond RLIMIT_DATA. The batch that training/memory.py finds for what the limit
 leaves has to run, and one that is a tenth larger has to fail.
@@ -41,14 +41,14 @@ from training.shards import ShardWriter, write_meta
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {  # vocabulary, flags
     "tiny": (4096, "config/quickstart.py --optimizer=adamw"),
-    "gpt2_124m": (50257, "config/full_gpt2_124m.py --batch_size=2"),
-    "qwen3_124m": (50257, "config/full_qwen3_124m.py --batch_size=2"),
+    "gpt2_124m": (50257, "config/full_gpt2_124m.py --batch_size=2 --block_size=256"),
+    "qwen3_124m": (50257, "config/full_qwen3_124m.py --batch_size=2 --block_size=256"),
 }
 NEXT_TO_NOTHING = (
     "--n_layer=2 --n_head=1 --num_key_value_heads=1 --head_dim=8 --n_embd=8 --d_ff=8 --block_size=8 --batch_size=1"
 )
 COMMON = (
-    "--device=cpu --dtype=bfloat16 --compile=False --max_iters=2 --warmup_iters=1 --eval_interval=100 --eval_iters=2 "
+    "--device=cpu --dtype=bfloat16 --compile=False --max_iters=2 --warmup_iters=1 --eval_interval=100 --eval_iters=1 "
     "--log_interval=1"
 )
 STRATEGIES = {"single": "", "ddp": "", "zero1": "--use_zero1=True", "fsdp": "--use_zero1=False --use_fsdp=True"}
@@ -120,7 +120,7 @@ def compare_peaks(shape: str, strategies: Sequence[str], dataset: Path) -> list[
         for checkpointing in CHECKPOINTING:
             flags = train_flags(shape, strategy, checkpointing, dataset)
             need, measured = predicted(flags, world_size), peak_bytes(flags, world_size)
-            kept = peak_bytes(flags, world_size, keep=True) if checkpointing == "none" else None
+            kept = peak_bytes(flags, world_size, keep=True) if (strategy, checkpointing) == ("single", "none") else None
             row = {"shape": shape, "strategy": strategy, "processes": world_size, "activation_checkpointing": checkpointing}
             row |= {"process_gb": base / 1e9, "predicted_gb": (base + need) / 1e9, "measured_gb": measured / 1e9}
             row["measured_with_kept_gb"] = kept and kept / 1e9

@@ -49,6 +49,7 @@ FLOORS = {
         "training.memory",
         "inference.chat",
         "inference.hf",
+        "inference.samples",
         "tokenization.embedded",
         "tokenization.command",
     ],

@@ -78,6 +78,8 @@ class TrainConfig:
     eval_interval: int = 2000
     eval_iters: int = 200  # micro-batches over all processes, of each split
     eval_only: bool = False
+    sample_prompt: str = ""  # at every evaluation the log gets what the model makes of it; empty is off
+    sample_tokens: int = 100
     log_interval: int = 10
     checkpoint_interval: int | None = None  # None: eval_interval
     keep_last: int = 2  # checkpoints; the best one and the one that the run went on from stay besides
@@ -94,7 +96,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_field_types(self)
         for name in ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval",
-                     "checkpoint_interval", "keep_last", "lr_decay_iters", "max_bad_steps", "hybrid_shard_size"):  # fmt: skip
+                     "checkpoint_interval", "keep_last", "lr_decay_iters", "max_bad_steps", "hybrid_shard_size",
+                     "sample_tokens"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
@@ -134,6 +137,8 @@ class TrainConfig:
             notes.append(f"muon_learning_rate={self.muon_learning_rate} has no effect with optimizer={self.optimizer!r}")
         if self.hybrid_shard_size is not None and not (self.use_fsdp or self.use_zero1):
             notes.append(f"hybrid_shard_size={self.hybrid_shard_size} has no effect without use_fsdp or use_zero1")
+        if self.sample_tokens != TrainConfig.sample_tokens and not self.sample_prompt:
+            notes.append(f"sample_tokens={self.sample_tokens} has no effect without sample_prompt")
         if self.wandb_run_name is not None and not (self.wandb_log or self.trackio_log):
             notes.append(f"wandb_run_name={self.wandb_run_name!r} has no effect without wandb_log or trackio_log")
         return notes

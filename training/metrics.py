@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from training.config import TrainConfig
+from training.dist import World
 
 log = logging.getLogger("nanofoundry")
 
@@ -111,8 +112,8 @@ class Progress:
 
 
 # A backend opens a run and gives back what logs {"train/loss": 2.5, ...} of a step, and what ends it. `run_id` is the same
-# after a resume: one curve.
-Backend = tuple[Callable[[dict[str, float], int], Any], Callable[[], Any]]
+# after a resume: one curve. Samples of text are values too.
+Backend = tuple[Callable[[dict[str, float | str], int], Any], Callable[[], Any]]
 
 
 def open_wandb(config: TrainConfig, content: Mapping[str, Any], run_id: str) -> Backend:
@@ -129,9 +130,10 @@ def open_tensorboard(config: TrainConfig, content: Mapping[str, Any], run_id: st
     writer = SummaryWriter(str(Path(config.out_dir) / "tensorboard"), max_queue=1, flush_secs=10)
     writer.add_text("config", f"```\n{json.dumps(content, indent=1)}\n```")
 
-    def write(values: dict[str, float], step: int) -> None:
+    def write(values: dict[str, float | str], step: int) -> None:
         for name, value in values.items():
-            writer.add_scalar(name, value, step)
+            add = writer.add_text if isinstance(value, str) else writer.add_scalar
+            add(name, value, step)
 
     return write, writer.close
 
@@ -152,7 +154,7 @@ class BackendLog:
 
     def __init__(self, name: str, config: TrainConfig, content: Mapping[str, Any], run_id: str) -> None:
         self.name = name
-        self._queue: queue.Queue[tuple[dict[str, float], int] | None] = queue.Queue(maxsize=10_000)
+        self._queue: queue.Queue[tuple[dict[str, float | str], int] | None] = queue.Queue(maxsize=10_000)
         self._thread = threading.Thread(target=self._work, args=(config, content, run_id), daemon=True, name=name)
         self._thread.start()
 
@@ -166,7 +168,7 @@ class BackendLog:
             how = f" (pip install {self.name})" if isinstance(error, ImportError) else ""
             log.warning(f"{self.name} is off: {type(error).__name__}: {error}{how}; training goes on")
 
-    def put(self, item: tuple[dict[str, float], int] | None) -> None:
+    def put(self, item: tuple[dict[str, float | str], int] | None) -> None:
         if self._thread.is_alive() and not self._queue.full():
             self._queue.put_nowait(item)
 
@@ -181,7 +183,7 @@ class Backends:
         wanted = [name for name in BACKENDS if getattr(config, f"{name}_log") and rank == 0]
         self._logs = [BackendLog(name, config, content, run_id) for name in wanted]
 
-    def write(self, kind: str, step: int, **metrics: float | None) -> None:
+    def write(self, kind: str, step: int, **metrics: float | str | None) -> None:
         """Logs each metric as "kind/metric", those that are None left out."""
         for backend in self._logs:
             backend.put(({f"{kind}/{k}": v for k, v in metrics.items() if v is not None}, step))
@@ -203,6 +205,46 @@ def memory_gb(device: torch.device) -> float:
         return torch.mps.driver_allocated_memory() / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+class EnergyMeter:
+    """meter() is the energy in joules that the GPUs of all ranks have taken for this run, evaluations included, by their own
+    counters; None where a device has none. `earlier_j` is that of the sessions before a resume. Every rank calls it."""
+
+    def __init__(self, device: torch.device, world: World, earlier_j: float | None = 0.0) -> None:
+        self.world, self.counter = world, energy_counter(device)
+        self.earlier_j = float("nan") if earlier_j is None else earlier_j
+        self._first_j = self.counter() if self.counter else 0.0
+
+    def __call__(self) -> float | None:
+        if self.counter is None:  # on all ranks, whose devices are of one kind
+            return None
+        total_j = self.world.sum(torch.tensor([self.counter() - self._first_j], dtype=torch.float64)).item() + self.earlier_j
+        return total_j if np.isfinite(total_j) else None
+
+
+def energy_counter(device: torch.device) -> Callable[[], float] | None:
+    """Joules since the driver was loaded, NaN where they cannot be read: NVML's counter, which Volta and later GPUs have, by
+    the package nvidia-ml-py. None for a device that is no such GPU."""
+    if device.type != "cuda" or torch.version.hip:
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        # By its UUID: CUDA_VISIBLE_DEVICES and CUDA's own order number GPUs in another way than NVML
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    except Exception as error:  # no package, no driver library, a slice of a GPU: training goes on
+        log.warning(f"energy is not logged: {type(error).__name__}: {error} (it needs pip install nvidia-ml-py)")
+        return lambda: float("nan")
+
+    def joules() -> float:
+        try:
+            return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3  # NVML counts millijoules
+        except pynvml.NVMLError:
+            return float("nan")
+
+    return joules
 
 
 def writable_folder(path: str) -> Path:

@@ -186,6 +186,8 @@ ELSEWHERE = {
     "document_masking": "test_train: test_document_masking_changes_the_loss_and_resumes",
     "data_dtype": "test_a_nanogpt_folder_needs_its_dtype",
     "seed": "test_the_seed_moves_weights_and_data",
+    "sample_prompt": "inference/test_samples: test_a_run_samples_at_its_evaluations",
+    "sample_tokens": "inference/test_samples: test_a_run_samples_at_its_evaluations",
     "eval_iters": "test_eval_iters_and_compile_and_grad_clip",
     "compile": "test_eval_iters_and_compile_and_grad_clip",
     "grad_clip": "test_eval_iters_and_compile_and_grad_clip",
@@ -305,7 +307,7 @@ def test_notes_on_what_has_no_effect():
 
 
 BELOW_ONE = ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval", "checkpoint_interval",
-             "keep_last", "lr_decay_iters")  # fmt: skip
+             "keep_last", "lr_decay_iters", "sample_tokens")  # fmt: skip
 AT_LEAST_ZERO = ("max_iters", "warmup_iters", "learning_rate", "min_lr", "muon_learning_rate", "weight_decay", "grad_clip")
 CONTRADICTIONS = [
     *((name, 0) for name in BELOW_ONE),

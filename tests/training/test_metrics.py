@@ -1,12 +1,17 @@
 """Log backends: what they are given, and that none of them stops a run."""
 
+import json
 import sys
 import time
+import types
 
 import pytest
+import torch
 from conftest import read_events
 
+import compare_architectures
 from training import metrics
+from training.dist import World
 
 
 class Fake:
@@ -80,3 +85,53 @@ def test_only_the_first_rank_logs(monkeypatch):
         backends.write("train", 1, loss=2.0, mfu=None)
         backends.close()
         assert [item for _, item in fake.logged] == ([] if rank else [{"step": 1, "train/loss": 2.0}])
+
+
+def test_energy_adds_up_over_sessions(run, tmp_path, monkeypatch, capsys):
+    """A device that reports 10 J more at every reading; the second session begins at its counter's own number."""
+    counts = iter(range(5000, 10**6, 10))
+    monkeypatch.setattr(metrics, "energy_counter", lambda device: lambda: float(next(counts)))
+    assert run("a", "--max_iters=3") == 0
+    assert run("a") == 0
+    logged = [e["energy_j"] for e in read_events(tmp_path / "a", "train")]
+    assert logged == [10, 20, 30, 50, 60, 70]  # 40 is in the checkpoint of step 3
+    assert compare_architectures.main([str(tmp_path / "a"), f"--out={tmp_path / 'comparison'}"]) == 0
+    (row,) = json.loads((tmp_path / "comparison" / "comparison.json").read_text())["runs"]
+    assert row["energy_j"] == 70
+
+
+def test_a_cpu_reports_no_energy(run, tmp_path):
+    assert run("a") == 0
+    assert all("energy_j" not in e for e in read_events(tmp_path / "a", "train"))
+
+
+class NVML(types.ModuleType):
+    """Stands in for pynvml on a machine with one GPU."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, fails: str) -> None:
+        self.fails, self.mj = fails, 0
+
+    def nvmlInit(self) -> None:
+        if self.fails == "init":
+            raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        return uuid
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: str) -> int:
+        assert handle == "GPU-1234"
+        if self.fails == "reading":
+            raise self.NVMLError("Not Supported")
+        self.mj += 2500
+        return self.mj
+
+
+@pytest.mark.parametrize("fails, expected", [("", 2.5), ("init", None), ("reading", None), ("import", None)])
+def test_nvidia_gpus_report_energy(monkeypatch, fails, expected):
+    monkeypatch.setitem(sys.modules, "pynvml", None if fails == "import" else NVML(fails))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="1234"))
+    meter = metrics.EnergyMeter(torch.device("cuda", 0), World())
+    assert meter() == expected
