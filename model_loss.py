@@ -12,7 +12,10 @@ from torch import Tensor
 
 IGNORED_TARGET = -100
 PLAIN_MAX_BYTES = 512 << 20  # auto: fp32 logits up to this size are kept
-CHUNK_BYTES = 512 << 20  # fp32 logits of a chunk
+CHUNK_BYTES = 512 << 20  # logits of a chunk, in the type of the matmul
+# fp32 logits at a time between the matmuls, where nothing is compiled: what stays in a CPU's cache; on others enough to fill it
+PIECE_BYTES = 8 << 20
+DEVICE_PIECE_BYTES = 128 << 20
 LOSS_BACKENDS = ("auto", "plain", "chunked")
 
 
@@ -34,7 +37,7 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, backend: str = "auto",
         # The type of the matmuls is autocast's, as for F.linear above
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        chunk = max(1, CHUNK_BYTES // (4 * weight.size(0)))
+        chunk = max(1, CHUNK_BYTES // (dtype.itemsize * weight.size(0)))
         needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
         total = ChunkedLoss.apply(x, weight, targets, z_loss, dtype, chunk, needs_grad)
     return total / (targets != IGNORED_TARGET).sum().clamp(min=1)
@@ -63,21 +66,25 @@ class ChunkedLoss(torch.autograd.Function):
             for start in range(0, x.size(0), chunk):
                 rows = slice(start, start + chunk)
                 x_chunk = x[rows].to(dtype)
-                logits = (x_chunk @ head.t()).float()  # [chunk, V], the only such tensor at a time
-                valid = (targets[rows] != IGNORED_TARGET).unsqueeze(1)
+                logits = x_chunk @ head.t()  # [chunk, V], the only such tensor at a time
+                valid = (targets[rows] != IGNORED_TARGET).float().unsqueeze(1)
                 target = targets[rows].clamp(min=0).unsqueeze(1)
-                log_z = logits.logsumexp(-1, keepdim=True)
-                losses = log_z - logits.gather(1, target) + z_loss * log_z.square()
-                total = total + (losses * valid).sum()
+                if torch.compiler.is_compiling():  # fused into one pass over the logits for the sums and one for the gradient
+                    loss, grad = loss_and_gradient(logits.float(), target, valid, z_loss)
+                    total, grad = total + loss, grad.to(dtype)
+                else:  # the gradient takes the place of the logits; between them fp32 for as many rows as stay in cache
+                    piece_bytes = PIECE_BYTES if x.device.type == "cpu" else DEVICE_PIECE_BYTES
+                    piece = max(1, piece_bytes // (4 * logits.size(1)))
+                    for part in zip(logits.split(piece), target.split(piece), valid.split(piece), strict=True):
+                        loss, part_grad = loss_and_gradient(part[0].float(), *part[1:], z_loss, inplace=True)
+                        part[0].copy_(part_grad)
+                        total += loss
+                    grad = logits
                 if not needs_grad:
                     continue
-                # d loss / d logits = softmax * (1 + 2 z_loss log Z) - onehot
-                grad = (logits - log_z).exp() * (1 + 2 * z_loss * log_z)
-                grad = grad.scatter_add(1, target, torch.full_like(log_z, -1.0)) * valid
-                grad = grad.to(dtype)
                 grad_x[rows] = (grad @ head).to(x.dtype)
                 part = (grad.t() @ x_chunk).float()
-                grad_weight = part if grad_weight is None else grad_weight + part
+                grad_weight = part if grad_weight is None else grad_weight.add_(part)
         if needs_grad:
             ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
         return total
@@ -86,3 +93,24 @@ class ChunkedLoss(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
         return grad_x * grad.to(grad_x.dtype), grad_weight * grad.to(grad_weight.dtype), None, None, None, None, None
+
+
+def loss_and_gradient(
+    logits: Tensor, target: Tensor, valid: Tensor, z_loss: float, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """logits [N, V] in fp32, target and valid (0.0 or 1.0) [N, 1] -> the sum of the losses, and its gradient [N, V], which is
+    softmax * (1 + 2 z_loss log Z) - onehot in valid rows; `inplace` overwrites the logits with it. One exponential each."""
+    highest = logits.amax(-1, keepdim=True)
+    right = logits.gather(1, target)
+    if inplace:
+        powers = logits.sub_(highest).exp_()
+    else:
+        powers = (logits - highest).exp()
+    sums = powers.sum(-1, keepdim=True)
+    log_z = highest + sums.log()
+    loss = ((log_z - right + z_loss * log_z.square()) * valid).sum()
+    scale = valid * (1 + 2 * z_loss * log_z) / sums
+    if inplace:
+        return loss, powers.mul_(scale).scatter_add_(1, target, -valid)
+    words = torch.arange(logits.size(1), device=logits.device)
+    return loss, powers * scale - valid * (words == target)

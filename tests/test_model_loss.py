@@ -28,7 +28,9 @@ def loss_and_grads(backend, z_loss=0.0, scale=3.0, **kwargs):
 
 @pytest.mark.parametrize("chunk", [1, 7, 30, 1000])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
-def test_chunked_is_plain(monkeypatch, chunk, z_loss):
+@pytest.mark.parametrize("piece", [1, 4, 1000])
+def test_chunked_is_plain(monkeypatch, chunk, z_loss, piece):
+    monkeypatch.setattr(model_loss, "PIECE_BYTES", piece * 4 * V)
     monkeypatch.setattr(model_loss, "CHUNK_BYTES", chunk * 4 * V)
     for ours, plain in zip(loss_and_grads("chunked", z_loss), loss_and_grads("plain", z_loss), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
@@ -44,7 +46,7 @@ def test_z_loss_is_what_it_says():
 
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_under_autocast_they_differ_by_rounding(monkeypatch, chunk):
-    monkeypatch.setattr(model_loss, "CHUNK_BYTES", chunk * 4 * V)
+    monkeypatch.setattr(model_loss, "CHUNK_BYTES", chunk * 2 * V)
     exact = loss_and_grads("plain")
     with torch.autocast("cpu", torch.bfloat16):
         plain, chunked = loss_and_grads("plain"), loss_and_grads("chunked")
@@ -60,6 +62,18 @@ def test_no_valid_target_is_zero_with_zero_gradient():
         loss = head_loss(x, weight, torch.full_like(targets, -100), backend)
         loss.backward()
         assert loss == 0 and x.grad.eq(0).all() and weight.grad.eq(0).all()
+
+
+def test_no_fp32_tensor_of_all_logits():
+    """The largest allocation of a bf16 step is the chunk's logits in bf16."""
+    words, tokens = 200_000, 64
+    x, weight = torch.randn(1, tokens, 8, requires_grad=True), torch.randn(words, 8, requires_grad=True)
+    targets = torch.randint(words, (1, tokens))
+    with torch.profiler.profile(profile_memory=True) as profile, torch.autocast("cpu", torch.bfloat16):
+        head_loss(x, weight, targets, "chunked").backward()
+    sizes = [event.self_cpu_memory_usage for event in profile.events()]
+    logits = 2 * words * tokens
+    assert logits <= max(sizes) < 1.6 * logits  # fp32 ones would be twice as large
 
 
 def test_without_gradients_none_are_computed(monkeypatch):
