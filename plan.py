@@ -59,8 +59,8 @@ class PlanOptions:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             positive = name in ("gpus", "peak_tflops", "memory_gb", "mfu", "tokens", "disk_gb_per_s", "power_w")
-            if (isinstance(value, int | float) and not (value > 0 if positive else value >= 0)) or value == math.inf:
-                raise ValueError(f"--{name}={value} must be finite and {'more than 0' if positive else 'not negative'}")
+            if (isinstance(value, int | float) and not (value > 0 if positive else value >= 0)) or value >= 1e30:
+                raise ValueError(f"--{name}={value} must be below 1e30 and {'more than 0' if positive else 'not negative'}")
         if self.mfu is not None and self.mfu > 1:
             raise ValueError(f"--mfu={self.mfu} is a fraction of the peak: 0.4 is 40 %")
         if self.mfu is not None and self.measured is not None:
@@ -112,10 +112,12 @@ def measured_mfu(path: str, peak: float) -> tuple[float, str]:
     rates = [event["tokens_per_s"] for event in run.trains if event.get("tokens_per_s")]
     if len(rates) < 3:
         raise ValueError(f"--measured={path}: {len(rates)} steps were logged; at least 3 are needed")
-    hardware = run.start["hardware"]
-    n, its_peak = hardware["world_size"], hardware["peak_flops_per_s"] or peak
+    hardware = run.start.get("hardware") or {}
+    n, its_peak = hardware.get("world_size"), hardware.get("peak_flops_per_s") or peak
+    if not n:
+        raise ValueError(f"--measured={path}: its run_start does not say on how many GPUs: state --mfu")
     mfu = median(rates) * run.start["model"]["flops_per_token"] / (its_peak * n)
-    return mfu, f"the median of {len(rates)} logged steps on {n} x {hardware['device_name']}"
+    return mfu, f"the median of {len(rates)} logged steps on {n} x {hardware.get('device_name')}"
 
 
 def plan_run(
@@ -125,6 +127,8 @@ def plan_run(
         model = ConfigurableGPT(c)
     params, work, per_step = model.get_num_params(), flops.flops_per_token(c), train.tokens_per_step(c.block_size)
     tokens = o.tokens or train.max_iters * per_step
+    if not tokens:
+        raise ValueError("max_iters=0 trains on nothing: plan what with --tokens=6e9")
     rows = memory_rows(c, train, o, gpu)
     choice = recommend(rows, c.block_size)
     recomputed = CHECKPOINTING[choice["activation_checkpointing"]] if choice else 1.0
@@ -132,6 +136,12 @@ def plan_run(
     if train.gradient_accumulation_steps % o.gpus:
         accumulation = train.gradient_accumulation_steps
         notes.append(f"gradient_accumulation_steps={accumulation} is not divisible by {o.gpus} GPUs: train.py will refuse it")
+    if train.dtype == "float16" and o.gpus > 1:
+        notes.append("dtype='float16' cannot be sharded: only DDP is planned")
+    if train.document_masking:
+        notes.append("document_masking=True: its masks are not in the memory, and attention's FLOPs are those of whole windows")
+    if train.hybrid_shard_size and o.gpus % train.hybrid_shard_size:
+        notes.append(f"hybrid_shard_size={train.hybrid_shard_size} does not divide {o.gpus} GPUs: train.py will refuse it")
     if train.dtype == "float32" and o.peak_tflops is None:
         notes.append("dtype='float32': the peak is that of bf16; times hold only with --peak_tflops of fp32")
     optimum = []
@@ -142,6 +152,7 @@ def plan_run(
     return {
         "parameters": {"total": params, "non_embedding": model.get_num_params_non_embedding(), **parameters_by_part(model)},
         "batch_size": train.batch_size,
+        "block_size": c.block_size,
         "memory": rows,
         "recommended": choice and {"flags": flags_of(choice, train), **choice},
         "flops_per_token": work,
@@ -161,15 +172,22 @@ def plan_run(
 def memory_rows(c: ModelArchitectureConfig, train: TrainConfig, o: PlanOptions, gpu: GPU) -> list[dict[str, Any]]:
     """Every strategy and checkpointing mode; the traces of a row answer for all its batch sizes."""
     strategies: dict[str, dict[str, Any]] = {"single": {}} if o.gpus == 1 else {"ddp": {}, "zero1": {}, "fsdp": {}}
+    if train.dtype == "float16":  # gradients that are sharded have no scaler
+        strategies = dict(list(strategies.items())[:1])
     strategies = {name: {"use_zero1": name == "zero1", "use_fsdp": name == "fsdp"} for name in strategies}
     shards = train.hybrid_shard_size or NODE_GPUS
-    if o.gpus > shards and o.gpus % shards == 0:
+    if o.gpus > shards and o.gpus % shards == 0 and "fsdp" in strategies:
         strategies["hybrid"] = {"use_zero1": False, "use_fsdp": True, "hybrid_shard_size": shards}
-    return [
-        memory_row(name, c, replace(train, **{"hybrid_shard_size": None} | flags, activation_checkpointing=mode), o, gpu)
-        for name, flags in strategies.items()
-        for mode in CHECKPOINTING
-    ]
+    try:
+        return [
+            memory_row(name, c, replace(train, **{"hybrid_shard_size": None} | flags, activation_checkpointing=mode), o, gpu)
+            for name, flags in strategies.items()
+            for mode in CHECKPOINTING
+        ]
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        raise ValueError(f"a tensor of this step is beyond 64 bits ({error}): shorten block_size") from error
 
 
 def memory_row(strategy: str, c: ModelArchitectureConfig, train: TrainConfig, o: PlanOptions, gpu: GPU) -> dict[str, Any]:
@@ -285,7 +303,11 @@ def report_run(plan: dict[str, Any]) -> list[str]:
         for r in plan["memory"]
     ]  # fmt: skip
     lines += [*table(["strategy", "checkpointing", *columns, "fits", "largest"], body), ""]
-    if choice is None:
+    if choice is None and any(r["largest_batch_size"] for r in plan["memory"]):
+        sequences = plan["tokens_per_step"] // plan["block_size"]
+        lines.append(f"A step of {sequences} sequences cannot be divided among {plan['gpus']} GPUs: change batch_size, "
+                     "gradient_accumulation_steps or --gpus")  # fmt: skip
+    elif choice is None:
         lines.append("It does not fit: take more GPUs, GPUs with more memory, or a shorter block_size.")
     else:
         n = plan["gpus"]
@@ -296,9 +318,10 @@ def report_run(plan: dict[str, Any]) -> list[str]:
               f"{human(plan['tokens'])} tokens, {plan['flops']:.3g} FLOPs"]  # fmt: skip
     source = plan["mfu_source"] or "not stated (--mfu=0.4) nor measured (--measured=OUT_DIR): a range"
     lines.append(f"MFU: {source}")
-    head = ["MFU", "tokens/s", "days", "GPU hours", "kWh at most", "price"]
+    head = ["MFU", "tokens/s", "days per B tokens", "days", "GPU hours", "kWh at most", "price"]
     body = [
-        [f"{t['mfu']:.1%}", f"{t['tokens_per_s']:,.0f}", f"{t['days']:.2f}", f"{t['gpu_hours']:,.1f}",
+        [f"{t['mfu']:.1%}", f"{t['tokens_per_s']:,.0f}", f"{1e9 / t['tokens_per_s'] / 86400:.2f}",
+         f"{t['days']:.2f}", f"{t['gpu_hours']:,.1f}",
          *("n/a" if t[name] is None else f"{t[name]:,.2f}" for name in ("kwh_at_most", "price"))]
         for t in plan["time"]
     ]  # fmt: skip

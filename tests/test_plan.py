@@ -199,6 +199,40 @@ def test_the_flags_that_are_recommended_are_flags_of_train(capsys):
     assert choice["flags"] in capsys.readouterr().out
 
 
+SMALL = ["config/quickstart.py", "--n_layer=2", "--n_embd=64", "--n_head=2", "--num_key_value_heads=2", "--head_dim=32",
+         "--d_ff=64", "--vocab_size=512", "--block_size=64", "--gpu=A6000"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--gpus=7"], "cannot be divided among 7 GPUs"),
+        (["--gpus=2", "--dtype=float16"], "only DDP is planned"),
+        (["--memory_gb=0.5"], "It does not fit"),
+        (["--gpus=2", "--use_fsdp", "--hybrid_shard_size=3"], "does not divide 2 GPUs"),
+        (["--document_masking"], "masks are not in the memory"),
+    ],
+)
+def test_what_it_cannot_plan_is_said(flags, said, capsys):
+    assert plan.main([*SMALL, *flags]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_sizes_beyond_64_bits_are_one_line(capsys):
+    with pytest.raises(SystemExit) as end:
+        plan.main([*SMALL, "--block_size=100000000", "--attention_backend=manual"])
+    assert end.value.code == 2 and "beyond 64 bits" in capsys.readouterr().err
+
+
+def test_a_measured_run_without_its_hardware(tmp_path):
+    start = {"event": "run_start", "config": {"train": {}, "model": {}}, "hardware": {},
+             "model": {"architecture_name": "x", "params": 1, "params_non_embedding": 1, "flops_per_token": 10}}  # fmt: skip
+    steps = [{"event": "train", "step": i, "loss": 2.0, "tokens": i, "tokens_per_s": 5.0} for i in range(1, 5)]
+    (tmp_path / "run_x.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (start, *steps)))
+    with pytest.raises(ValueError, match="on how many GPUs"):
+        plan.measured_mfu(str(tmp_path), 1e12)
+
+
 def test_a_measured_run_and_a_budget(capsys, run, tmp_path):
     assert run("a") == 0
     capsys.readouterr()
@@ -220,6 +254,9 @@ def test_a_measured_run_and_a_budget(capsys, run, tmp_path):
         ["config/quickstart.py", "--gpu=H100", "--budget=lots"],
         ["config/quickstart.py", "--gpu=H100", "--budget=5gpu-hours"],
         ["config/quickstart.py", "--gpu=H100", "--measured=nowhere"],
+        ["config/quickstart.py", "--gpu=H100", "--context_gb=1e300"],
+        ["config/quickstart.py", "--gpu=H100", "--max_iters=0"],
+        ["config/quickstart.py", "--gpu=H100", "--budget=1e6"],
     ],
 )
 def test_bad_input_is_one_line(flags, capsys):
