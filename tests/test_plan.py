@@ -95,7 +95,7 @@ def test_depth_is_a_line(mode, flags):
 @pytest.mark.parametrize("flags", STRATEGIES)
 def test_one_trace_answers_for_all_batches(flags, backend, monkeypatch):
     """To the byte what a trace of the batch itself says: one, two, some chunks of the loss, and no whole number of them."""
-    monkeypatch.setattr("model_loss.CHUNK_BYTES", 4 * 101 * 70)  # 70 tokens; sequences have 32
+    monkeypatch.setattr("model_loss.CHUNK_BYTES", 2 * 101 * 70)  # 70 tokens; sequences have 32
     c, train = tiny(loss_backend=backend, attention_backend="sdpa"), replace(TRAIN, **flags)
     memory = BatchMemory(c, train, 2)
     for B in (1, 2, 3, 6, 7, 9):
@@ -120,7 +120,7 @@ def test_largest_batch(monkeypatch):
     memory = BatchMemory(tiny(), TRAIN)
     assert largest_batch(lambda b: memory(b).total, memory(5).total, most=99, starts=memory.starts) == 5
     monkeypatch.setattr("model_loss.PLAIN_MAX_BYTES", 4 * 101 * 32 * 10)  # the plain loss up to ten sequences
-    monkeypatch.setattr("model_loss.CHUNK_BYTES", 4 * 101 * 70)
+    monkeypatch.setattr("model_loss.CHUNK_BYTES", 2 * 101 * 70)
     memory = BatchMemory(tiny(), TRAIN)
     assert memory.starts == (1, 11, 11) and memory(11).workspace < memory(10).workspace
     for B in (3, 10, 11, 40):

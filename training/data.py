@@ -371,7 +371,8 @@ def read_windows(
     rows = np.empty((len(windows), block_size + 1), dtype=np.int64)
     for row, i, window in zip(rows, source.tolist(), windows.tolist(), strict=True):
         row[:] = mixture.streams[i].read(window * block_size, block_size + 1)
-    x, y = (torch.from_numpy(np.ascontiguousarray(part)) for part in (rows[:, :-1], rows[:, 1:]))
+    # Copies: of a single row the two would share memory, and targets are overwritten where they do not count
+    x, y = (torch.from_numpy(part.copy()) for part in (rows[:, :-1], rows[:, 1:]))
     return (x, y) if eot_id is None else (x, y, torch.from_numpy(document_starts(rows[:, :-1], eot_id)))
 
 

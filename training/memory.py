@@ -142,12 +142,12 @@ class BatchMemory:
         if device == "cuda" and c.attention_backend != "manual":
             c = replace(c, attention_backend="sdpa")  # all the flash kernels keep q, k, v, the result and its log-sum-exp
         self.c, self.train, self.world_size, self.device = c, train, world_size, device
-        self.starts = (1, *starts_of_chunks(c))  # for largest_batch
+        self.starts = (1, *starts_of_chunks(c, train))  # for largest_batch
         self._traces: dict[tuple[str | int, bool], list[StepTrace]] = {}
 
     def __call__(self, batch_size: int, accumulates: bool = True) -> StepMemory:
         """`accumulates`: whether a step has more than one micro-step, so that gradients are there before the last."""
-        kind, depth = kind_of_batch(self.c, batch_size), self.c.n_layer
+        kind, depth = kind_of_batch(self.c, self.train, batch_size), self.c.n_layer
         shallow = 3 if self.train.use_fsdp or self.train.use_zero1 else 2
         if (kind, accumulates) not in self._traces:
             c = self.c if isinstance(kind, int) else replace(self.c, loss_backend=kind)
@@ -163,20 +163,25 @@ class BatchMemory:
         return StepMemory(**parts[0], workspace=max(peaks[0].values()) - sum(parts[0].values()))
 
 
-def kind_of_batch(c: ModelArchitectureConfig, batch_size: int) -> str | int:
+def kind_of_batch(c: ModelArchitectureConfig, train: TrainConfig, batch_size: int) -> str | int:
     """The loss backend of which all batches lie on one line; or the batch size itself, which has to be traced: where the loss
     takes less than three chunks, and the one sequence that manual attention does not have to copy."""
-    chunked_from, many_from = starts_of_chunks(c)
+    chunked_from, many_from = starts_of_chunks(c, train)
     if chunked_from <= batch_size < many_from or (batch_size == 1 and c.attention_backend != "sdpa"):
         return batch_size
     return "chunked" if batch_size >= many_from else "plain"
 
 
-def starts_of_chunks(c: ModelArchitectureConfig) -> tuple[int, int]:
+def starts_of_chunks(c: ModelArchitectureConfig, train: TrainConfig) -> tuple[int, int]:
     """The batch sizes from which on the loss goes by chunks, and by at least three of them."""
-    sequence = 4 * c.block_size * c.vocab_size  # bytes of its fp32 logits
-    plain_most = {"plain": 2**62, "chunked": 0, "auto": model_loss.PLAIN_MAX_BYTES // sequence}[c.loss_backend]
-    return plain_most + 1, max(plain_most + 1, -(-3 * model_loss.CHUNK_BYTES // sequence))
+    logits = c.block_size * c.vocab_size  # of a sequence
+    plain_most = {"plain": 2**62, "chunked": 0, "auto": model_loss.PLAIN_MAX_BYTES // (4 * logits)}[c.loss_backend]
+    three_chunks = -(-3 * model_loss.CHUNK_BYTES // (matmul_dtype(train).itemsize * logits))
+    return plain_most + 1, max(plain_most + 1, three_chunks)
+
+
+def matmul_dtype(train: TrainConfig) -> torch.dtype:
+    return torch.bfloat16 if train.dtype == "auto" else getattr(torch, train.dtype)
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,7 @@ class StepTrace:
 
 def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: int, device: str) -> StepTrace:
     """At a batch size of TRACED_BATCH for all of them; at any other for that one."""
-    dtype = torch.bfloat16 if train.dtype == "auto" else getattr(torch, train.dtype)
+    dtype = matmul_dtype(train)
     with torch.device("meta"):
         model = ConfigurableGPT(c)
     every_batch = train.batch_size == TRACED_BATCH
@@ -208,6 +213,7 @@ def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: i
     with pretended_world(world_size) as world, contextlib.ExitStack() as modes:
         if device == "cuda":
             modes.enter_context(patch("torch.nn.functional.rms_norm", fused_rms_norm))
+            modes.enter_context(patch("model_loss.PIECE_BYTES", model_loss.DEVICE_PIECE_BYTES))
         if every_batch:  # a million sequences have many chunks; from the third on they find the same beside them
             modes.enter_context(patch("model_loss.range", lambda start, _, chunk: (start, chunk, 2 * chunk), create=True))
         sharded = world.size > 1 and (train.use_zero1 or train.use_fsdp)

@@ -113,6 +113,12 @@ def test_evaluation_of_a_short_split_takes_each_window_once():
     assert (batches[-1][1][2:] == -100).all()
 
 
+def test_a_rank_without_a_batch_reads_tokens_and_counts_none():
+    """Of one sequence, too, whose inputs and targets are two views of the same row."""
+    ((x, y),) = evaluation_batches(Ramp(1000), 8, 1, 1, rank=1, world_size=2)
+    assert (y == -100).all() and (x >= 0).all()
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="block_size=8 needs 9 tokens, the split has 8"):
         BatchLoader(Ramp(8), 8, 1, 1, 0)
