@@ -59,7 +59,7 @@ class PlanOptions:
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
             positive = name in ("gpus", "peak_tflops", "memory_gb", "mfu", "tokens", "disk_gb_per_s", "power_w")
-            if (isinstance(value, int | float) and not (value > 0 if positive else value >= 0)) or value >= 1e30:
+            if isinstance(value, int | float) and not (0 < value < 1e30 if positive else 0 <= value < 1e30):
                 raise ValueError(f"--{name}={value} must be below 1e30 and {'more than 0' if positive else 'not negative'}")
         if self.mfu is not None and self.mfu > 1:
             raise ValueError(f"--mfu={self.mfu} is a fraction of the peak: 0.4 is 40 %")
