@@ -32,6 +32,7 @@ FLOORS = {
     3: [
         "analysis.curves",
         "analysis.report",
+        "training.instruments",
         "training.metrics",
         "training.parallel",
         "training.scaling",
