@@ -20,6 +20,7 @@ from torch import Tensor
 from model_components import FFNS, NORMS, Attention, KVCache, RoPE, document_mask
 from model_config import ModelArchitectureConfig
 from model_loss import head_loss
+from model_matmul import Linear, linear
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -70,7 +71,7 @@ class ConfigurableGPT(nn.Module):
             # A post-norm block ends in its own norm
             pre_norm = config.norm_position == "pre"
             self.final_norm = NORMS[config.normalization](config.n_embd, config) if pre_norm else nn.Identity()
-            self.lm_head = None if config.weight_tying else nn.Linear(config.n_embd, config.vocab_size, bias=False)
+            self.lm_head = None if config.weight_tying else Linear(config.n_embd, config.vocab_size, bias=False)
         if device.type != "meta":
             self.to_empty(device=device)
             init_weights(self, seed)
@@ -93,7 +94,7 @@ class ConfigurableGPT(nn.Module):
         and positions begin at 0 in each. Raises ValueError for more positions than block_size."""
         x = self.features(input_ids, document_starts, kv_cache)
         if targets is None:
-            return F.linear(x, self.head_weight), None
+            return linear(x, self.head_weight), None
         z_loss = self.config.z_loss if self.training else 0.0
         return None, head_loss(x, self.head_weight, targets, self.config.loss_backend, z_loss)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model_config import ModelArchitectureConfig
+from model_matmul import Linear
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -310,8 +311,8 @@ class Attention(nn.Module):
         self.backend = config.attention_backend
         self.dropout = config.dropout
         # One matmul for queries, keys and values; rows in this order: H heads of q, K of k, K of v
-        self.qkv = nn.Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim, bias=config.bias)
-        self.out = nn.Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
+        self.qkv = Linear(config.n_embd, (self.n_head + 2 * self.n_kv_head) * self.head_dim, bias=config.bias)
+        self.out = Linear(self.n_head * self.head_dim, config.n_embd, bias=config.bias)
         self.q_norm = NORMS[config.normalization](self.head_dim, config) if config.qk_norm else nn.Identity()
         self.k_norm = NORMS[config.normalization](self.head_dim, config) if config.qk_norm else nn.Identity()
 
@@ -351,8 +352,8 @@ class StandardFFN(nn.Module):
 
     def __init__(self, config: ModelArchitectureConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.n_embd, config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.n_embd, bias=config.bias)
+        self.up = Linear(config.n_embd, config.d_ff, bias=config.bias)
+        self.down = Linear(config.d_ff, config.n_embd, bias=config.bias)
         self.act = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -364,8 +365,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelArchitectureConfig) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(config.n_embd, 2 * config.d_ff, bias=config.bias)
-        self.down = nn.Linear(config.d_ff, config.n_embd, bias=config.bias)
+        self.gate_up = Linear(config.n_embd, 2 * config.d_ff, bias=config.bias)
+        self.down = Linear(config.d_ff, config.n_embd, bias=config.bias)
         self.act = ACTIVATIONS[config.activation]
 
     def forward(self, x: Tensor) -> Tensor:

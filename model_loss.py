@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model_matmul import linear
+
 IGNORED_TARGET = -100
 PLAIN_MAX_BYTES = 512 << 20  # auto: fp32 logits up to this size are kept
 CHUNK_BYTES = 512 << 20  # logits of a chunk, in the type of the matmul
@@ -29,7 +31,7 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, backend: str = "auto",
     if backend == "auto":
         backend = "chunked" if 4 * x.size(0) * weight.size(0) > PLAIN_MAX_BYTES else "plain"
     if backend == "plain":
-        logits = F.linear(x, weight).float()
+        logits = linear(x, weight).float()
         total = F.cross_entropy(logits, targets, ignore_index=IGNORED_TARGET, reduction="sum")
         if z_loss:
             total = total + z_loss * (logits.logsumexp(-1).square() * (targets != IGNORED_TARGET)).sum()
@@ -66,7 +68,7 @@ class ChunkedLoss(torch.autograd.Function):
             for start in range(0, x.size(0), chunk):
                 rows = slice(start, start + chunk)
                 x_chunk = x[rows].to(dtype)
-                logits = x_chunk @ head.t()  # [chunk, V], the only such tensor at a time
+                logits = linear(x_chunk, head)  # [chunk, V], the only such tensor at a time
                 valid = (targets[rows] != IGNORED_TARGET).float().unsqueeze(1)
                 target = targets[rows].clamp(min=0).unsqueeze(1)
                 if torch.compiler.is_compiling():  # fused into one pass over the logits for the sums and one for the gradient
@@ -82,7 +84,7 @@ class ChunkedLoss(torch.autograd.Function):
                     grad = logits
                 if not needs_grad:
                     continue
-                grad_x[rows] = (grad @ head).to(x.dtype)
+                grad_x[rows] = linear(grad, head.t()).to(x.dtype)
                 part = (grad.t() @ x_chunk).float()
                 grad_weight = part if grad_weight is None else grad_weight.add_(part)
         if needs_grad:

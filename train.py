@@ -26,7 +26,7 @@ import torch
 from inference.samples import TextSampler
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
-from training import checkpoint, dist, flops, metrics
+from training import checkpoint, dist, flops, instruments, metrics
 from training.config import TrainConfig, load_config, user_errors
 from training.dashboard import Dashboard, check_rich
 from training.data import Dataset, dropout_seed, tokenizer_files
@@ -122,6 +122,7 @@ def train(
             checkpoint.load_optimizers(source, model, optimizers)
             scaler.load_state_dict(saved_state["grad_scaler"])
             state |= saved_state
+        instruments.check_profile(config.profile, config.max_iters - state["step"])
         space_note = None
         if not config.eval_only:
             space_note = checkpoint.check_space(out_dir, state_bytes(optimizers), config.keep_last)
@@ -148,6 +149,7 @@ def train(
         "strategy": strategy.name,
         "dtype": str(dtype).removeprefix("torch."),
         "peak_flops_per_s": flops.peak_flops_per_s(dist.device_name(device)),
+        "matmul_flops_per_s": instruments.matmul_flops_per_s(device, dtype),
     }
     run_log = metrics.RunLog(out_dir, world.rank)
     run_log.write(
@@ -182,6 +184,8 @@ def train(
     guard = StepGuard(config, device, state["guard"])
     batches = loader.prefetched(step, device)
     timer, energy = metrics.StepTimer(state["trained_s"]), metrics.EnergyMeter(device, world, state["energy_j"])
+    profile = instruments.StepProfile(config.profile if world.rank == 0 else 0, out_dir / "profile", device)
+    graphs = None
     checkpoint_interval = config.checkpoint_interval or config.eval_interval
     stopping = dist.StopVote(world, stop)
     reason = "done"
@@ -262,10 +266,16 @@ def train(
             if logging_step:
                 loss_now, norm_now = world.sum(step_loss).item(), grad_norm.item()  # waits for the device: the clock is right
             timer.stop(steps=1)
+            if (table := profile.step()) is not None:
+                progress.say(table)
             if logging_step:
                 dt_ms = timer.lap_ms()
                 tokens_per_s = tokens_per_step / dt_ms * 1e3
+                flops_per_s = derived["flops_per_token"] * tokens_per_s / world.size
                 peak = hardware["peak_flops_per_s"]
+                if graphs is not None and instruments.compiled_graphs() > graphs:
+                    progress.say("note: something was compiled again since the last line; TORCH_LOGS=recompiles says what")
+                graphs = instruments.compiled_graphs()
                 guarded = guard.state()
                 m = {
                     "loss": loss_now,
@@ -274,7 +284,9 @@ def train(
                     "tokens": step * tokens_per_step,
                     "dt_ms": dt_ms,
                     "tokens_per_s": tokens_per_s,
-                    "mfu": derived["flops_per_token"] * tokens_per_s / (peak * world.size) if peak else None,
+                    "mfu": flops_per_s / peak if peak else None,
+                    "of_matmul_rate": flops_per_s / hardware["matmul_flops_per_s"],
+                    "compiled_graphs": graphs,
                     "memory_gb": metrics.memory_gb(device),
                     "skipped_steps": int(guarded["skipped"]),
                 }

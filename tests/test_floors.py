@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
-    0: ["model_config", "training.dist", "training.shards"],
+    0: ["model_config", "model_matmul", "training.dist", "training.shards"],
     1: [
         "analysis.runs",
         "model_components",
@@ -32,6 +32,7 @@ FLOORS = {
     3: [
         "analysis.curves",
         "analysis.report",
+        "training.instruments",
         "training.metrics",
         "training.parallel",
         "training.scaling",
@@ -91,7 +92,7 @@ def test_imports_go_strictly_down(file):
         assert FLOOR_OF[name] < floor, f"{file} (floor {floor}) imports {name} (floor {FLOOR_OF[name]})"
 
 
-@pytest.mark.parametrize("name", ["model_config", "model_components", "model_builder"])
+@pytest.mark.parametrize("name", ["model_config", "model_matmul", "model_components", "model_loss", "model_builder"])
 def test_the_model_knows_no_training(name):
     assert not [i for i in imports_of(Path(f"{name}.py")) if i.startswith(("training", "inference", "tokenization"))]
 

@@ -86,6 +86,7 @@ class TrainConfig:
     async_checkpoint: bool = False  # copy to CPU memory, write while the training goes on
     always_save_checkpoint: bool = False  # keep all of them
 
+    profile: int = 0  # profile so many steps, after three others: a table, and out_dir/profile
     dashboard: bool = False  # the terminal shows loss curve, speed and events in place of lines; needs rich
     wandb_log: bool = False
     tensorboard_log: bool = False  # to out_dir/tensorboard
@@ -101,7 +102,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
-        for name in ("max_iters", "warmup_iters", "learning_rate", "min_lr", "muon_learning_rate", "weight_decay", "grad_clip"):
+        for name in ("max_iters", "warmup_iters", "learning_rate", "min_lr", "muon_learning_rate", "weight_decay", "grad_clip",
+                     "profile"):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not 0 <= value < float("inf"):
                 raise ValueError(f"{name}={value} must be finite and at least 0")

@@ -176,6 +176,7 @@ RUN_KNOBS = {
     "eval_only": (["--eval_only"], lambda e, out: [x["event"] for x in e] == ["run_start", "eval", "run_end"]),
     "dtype": (["--dtype=bfloat16"], lambda e, out: e[0]["hardware"]["dtype"] == "bfloat16"),
     "device": (["--device=auto"], lambda e, out: e[0]["hardware"]["device"] in ("cpu", "cuda", "mps")),
+    "profile": (["--profile=2"], lambda e, out: out.count("profile of 2 steps, ") == 1),
     "use_zero1": (["--use_zero1"], lambda e, out: out.count("use_zero1=True") == 1),
     "use_fsdp": (["--use_fsdp"], lambda e, out: out.count("use_fsdp=True") == 1),
 }  # fmt: skip
@@ -308,11 +309,12 @@ def test_notes_on_what_has_no_effect():
 
 BELOW_ONE = ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval", "checkpoint_interval",
              "keep_last", "lr_decay_iters", "sample_tokens")  # fmt: skip
-AT_LEAST_ZERO = ("max_iters", "warmup_iters", "learning_rate", "min_lr", "muon_learning_rate", "weight_decay", "grad_clip")
+AT_LEAST_ZERO = ("profile", "max_iters", "warmup_iters", "learning_rate", "min_lr", "muon_learning_rate", "weight_decay",
+                 "grad_clip")  # fmt: skip
 CONTRADICTIONS = [
     *((name, 0) for name in BELOW_ONE),
     *((name, -1) for name in BELOW_ONE + AT_LEAST_ZERO),
-    *((name, value) for name in AT_LEAST_ZERO[2:] for value in (float("nan"), float("inf"))),
+    *((name, value) for name in AT_LEAST_ZERO[3:] for value in (float("nan"), float("inf"))),
     *((name, value) for name in ("beta1", "beta2") for value in (-0.1, 1.0, float("nan"))),
     *(("wsd_decay_fraction", value) for value in (0.0, 1.01, float("nan"))),
     *(("seed", value) for value in (-1, 2**63)),

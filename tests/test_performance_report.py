@@ -1,0 +1,76 @@
+"""docs/PERFORMANCE.md says what benchmarks/results/*.json say, and the benchmarks run at a tiny size."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import report
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_document_is_what_report_writes():
+    text = report.DOCUMENT.read_text()
+    assert set(re.findall(r"<!-- table (\w+) -->", text)) == set(report.TABLES)
+    assert report.render(text) == text, "run python benchmarks/report.py"
+    assert report.render(re.sub(r"\d", "7", text)) != re.sub(r"\d", "7", text)  # it does write the figures
+
+
+def test_results_hold_no_path_of_a_machine():
+    for file in report.RESULTS.iterdir():
+        assert not re.search(r"/(home|root|tmp|work|Users)/", file.read_text()), file
+
+
+TINY = (
+    "--n_layer=1 --n_embd=32 --n_head=2 --num_key_value_heads=1 --head_dim=16 --d_ff=32 --vocab_size=97 --batch_size=2 "
+    "--block_size=16"
+)
+
+
+@pytest.mark.parametrize("command", [
+    f"train_step.py --vs=hf,nanogpt_shape --rounds=1 --setting=started {TINY} --modes=bf16\x00eager,fp32\x00eager",
+    "loss_memory.py --vocab_size=300 --tokens=40 --rounds=1",
+], ids=lambda c: c.split(".")[0])  # fmt: skip
+def test_a_benchmark_at_a_tiny_size(command):
+    before = {file: file.read_bytes() for file in report.RESULTS.iterdir()}
+    script, *flags = command.split()
+    argv = [sys.executable, f"benchmarks/{script}", *(flag.replace("\0", " ") for flag in flags)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert {file: file.read_bytes() for file in report.RESULTS.iterdir()} == before  # nothing without --write
+
+
+def test_wrong_flags_of_a_benchmark_are_one_line():
+    for flag, said in (("--vs=megatron", "'megatron' is none of"), ("--modes=fp8", "'fp8'"), ("--setting=best", "setting")):
+        done = subprocess.run([sys.executable, "benchmarks/train_step.py", flag], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_row_of_the_report(monkeypatch, tmp_path):
+    side = {"nanofoundry": 150, "hf": 100}
+    row = {
+        "tokens/s": side,
+        "extra GB": dict.fromkeys(side, 1.0),
+        "matmul GFLOP/s": 200,
+        "of matmul rate": dict.fromkeys(side, 0.5),
+        "ratio": {"hf": 1.51},
+    }
+    config = {
+        "vocab_size": 8192,
+        "batch_size": 8,
+        "block_size": 256,
+        "setting": "same",
+        "rounds": 3,
+        "clock": "wall",
+        "vs": "hf",
+    }
+    record = {"command": "c", "device": "d", "git": None, "config": config, "results": {"bf16 eager": row}}
+    (tmp_path / "train_step_cpu_8192_same.json").write_text(json.dumps(record))
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    text = "\n".join(report.train_steps())
+    assert "| bf16 eager (200 GFLOP/s) | 150 (50%, 1.00 GB) | 100 (50%, 1.00 GB) | 1.51 |" in text and "bf16 1.50" in text
