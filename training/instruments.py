@@ -19,10 +19,17 @@ CATEGORIES: tuple[tuple[str, str], ...] = (  # the first pattern that an operato
     ("loss", r"softmax|logsumexp|nll_loss|cross_entropy|gather|scatter"),
     ("norm", r"norm|rsqrt|::pow|::mean"),
     ("copies and casts", r"copy|memcpy|memset|::cat|contiguous|::clone|embedding|index"),
-    ("fills", r"fill|zero"),
+    ("fills", r"fill|zero|::(full|ones)"),
     ("elementwise", r"::(mul|add|sub|div|neg|silu|gelu|relu|exp|log|sigmoid|tanh|where|masked|sum|amax|max|dropout|bernoulli)"),
-    ("elementwise", r"elementwise|reduce_kernel|vectorized"),
-    ("framework", r"autograd|Torch|Backward|Compiled|AOT|bytecode|detach|aten::(to|view|t|transpose|as_strided|empty|item)"),
+    (
+        "elementwise",
+        r"elementwise|reduce_kernel|vectorized|sqrt|reciprocal|clamp|abs|lerp|isfinite|bitwise|::(eq|ne|lt|le|gt|ge)$",
+    ),
+    ("framework", r"autograd|Torch|Backward|Compiled|AOT|bytecode|detach|^Optimizer|aten::(to|view|t|transpose|item)$"),
+    (
+        "framework",
+        r"as_strided|empty|reshape|expand|permute|slice|select|split|unbind|squeeze|narrow|alias|flatten|result_type|_local",
+    ),
 )
 
 
