@@ -177,7 +177,7 @@ def parse_event(line: str) -> dict[str, Any] | None:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, int | float) and -1e300 < value < 1e300  # no NaN, and no whole number beyond floats
 
 
 def read_start(path: Path) -> dict[str, Any] | None:

@@ -266,11 +266,12 @@ def test_status(capsys):
 def test_damaged_lines_are_skipped_and_counted(capsys):
     bad = ['{"event": "eval", "step": 80, "val\n', "\0\0\0\n", "[1]\n", "\n", '{"event": "train", "step": 3}\n',
            '{"event": "eval", "step": "4", "val_loss": 1.0}\n', '{"event": "of tomorrow"}\n',
-           '{"event": "train", "step": 3, "loss": 3.0, "tokens": "5"}\n', '{"event": "eval", "st']  # fmt: skip
+           '{"event": "train", "step": 3, "loss": 3.0, "tokens": "5"}\n',
+           '{"event": "train", "step": 3, "loss": 3.0, "tokens": 1' + 400 * "0" + "}\n", '{"event": "eval", "st']  # fmt: skip
     write_log("out-a", lines=bad)
     out, _, report = run(capsys, "out-a")
-    assert report["runs"][0]["damaged_lines"] == 7  # an event of a later version is no damage
-    assert any("damaged lines skipped: 7" in note for note in notes(out))
+    assert report["runs"][0]["damaged_lines"] == 8  # an event of a later version is no damage
+    assert any("damaged lines skipped: 8" in note for note in notes(out))
     assert report["runs"][0]["final_val_loss"] == loss_of(3.0, 100)
 
 
