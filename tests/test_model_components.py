@@ -150,7 +150,9 @@ def plain_attention(q, k, v):
 @pytest.mark.parametrize("backend", ["manual", "sdpa"])
 @pytest.mark.parametrize("K", [4, 2, 1])  # MHA, GQA, MQA of four query heads
 @pytest.mark.parametrize("T, S", [(1, 1), (7, 7), (1, 9), (3, 9), (8, 9)])
-def test_a_backend_equals_plain_attention_and_its_gradients(backend, K, T, S):
+@pytest.mark.parametrize("rows", [3, 128])
+def test_a_backend_equals_plain_attention_and_its_gradients(backend, K, T, S, rows, monkeypatch):
+    monkeypatch.setattr(model_components, "CAUSAL_ROWS", rows)
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 4, T, 8), (2, K, S, 8), (2, K, S, 8))
     inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]

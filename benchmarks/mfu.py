@@ -1,0 +1,107 @@
+"""Training speed of the large configurations on one GPU: tokens/s, MFU, share of the measured matmul rate, peak memory.
+
+    python benchmarks/mfu.py --write                                       # on an H200: every row that its memory holds
+    python benchmarks/mfu.py --configs=full_qwen3_1.5b --block_sizes=4096 --tokens=16384 --steps=100 --write
+    python benchmarks/mfu.py --configs=quickstart --block_sizes=64 --tokens=128 --steps=3       # a smoke test on CPU
+
+Each row is train.py itself in a process of its own, with optimizer, data (the embedded corpus, whose ids every vocabulary
+holds) and logging; `tokens` is batch_size x block_size of the one micro-batch that a step has. The rate is the median of the
+logged steps after the first third. A row that does not fit is recorded as such.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import json
+import statistics
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from benchmarks.records import config_from_flags, write_result
+from training import dist
+from training.config import user_errors
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(kw_only=True)
+class BenchmarkConfig:
+    configs: str = "full_qwen3_0.6b,full_qwen3_1.5b,full_qwen3_2.0b"  # of config/
+    block_sizes: str = "2048,4096"
+    tokens: int = 16_384  # of a step
+    steps: int = 100
+    compile: bool = True
+    activation_checkpointing: str = "none"
+    device: str = "auto"
+    write: bool = False
+
+
+def measure(c: BenchmarkConfig, name: str, T: int) -> dict[str, Any]:
+    """One row, from the run log of a training run."""
+    with tempfile.TemporaryDirectory() as folder:
+        flags = {
+            "dataset": "python_stdlib",
+            "block_size": T,
+            "batch_size": c.tokens // T,
+            "gradient_accumulation_steps": 1,
+            "max_iters": c.steps,
+            "compile": c.compile,
+            "activation_checkpointing": c.activation_checkpointing,
+            "device": c.device,
+            "log_interval": 1,
+            "eval_interval": c.steps + 1,
+            "eval_iters": 1,
+            "checkpoint_interval": 2 * c.steps,
+            "init_from": "scratch",
+            "out_dir": folder,
+        }
+        command = [sys.executable, "train.py", f"config/{name}.py", *(f"--{k}={v}" for k, v in flags.items())]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        logs = list(Path(folder).glob("run_*.jsonl"))
+        events = [json.loads(line) for file in logs for line in file.read_text().splitlines()]
+    steps = [e for e in events if e["event"] == "train"][c.steps // 3 :]
+    if done.returncode or not steps:
+        lines = done.stderr.strip().splitlines()
+        return {"failed": lines[-1][:300] if lines else f"exit code {done.returncode}"}
+
+    def median(key: str) -> float | None:
+        return None if steps[0][key] is None else statistics.median(e[key] for e in steps)
+
+    return {
+        "tokens/s": round(median("tokens_per_s")),
+        "mfu": median("mfu"),
+        "of matmul rate": median("of_matmul_rate"),
+        "memory GB": median("memory_gb"),
+        "params": events[0]["model"]["params"],
+        "matmul TFLOP/s": events[0]["hardware"]["matmul_flops_per_s"] / 1e12,
+        "steps": len(steps),
+    }
+
+
+def main(argv: Sequence[str]) -> int:
+    with user_errors():
+        c = config_from_flags(BenchmarkConfig, argv)
+        names, lengths = c.configs.split(","), [int(T) for T in c.block_sizes.split(",")]
+        for name in names:
+            if not (ROOT / "config" / f"{name}.py").is_file():
+                raise ValueError(f"--configs: config/{name}.py is not there")
+        if too_long := [T for T in lengths if T < 1 or c.tokens % T]:
+            raise ValueError(f"--tokens={c.tokens} is no multiple of --block_sizes={too_long[0]}")
+        device = dist.select_device(c.device)
+    results = {}
+    for name in names:
+        for T in lengths:
+            row = results[f"{name} T {T}"] = measure(c, name, T)
+            print(f"{name} T {T}: {row}", flush=True)
+    if c.write:
+        write_result(f"mfu_{device.type}_{c.tokens}", "mfu.py", argv, device, config=asdict(c), results=results)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
