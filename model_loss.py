@@ -67,26 +67,11 @@ class ChunkedLoss(torch.autograd.Function):
             grad_weight = None
             for start in range(0, x.size(0), chunk):
                 rows = slice(start, start + chunk)
-                x_chunk = x[rows].to(dtype)
-                logits = linear(x_chunk, head)  # [chunk, V], the only such tensor at a time
-                valid = (targets[rows] != IGNORED_TARGET).float().unsqueeze(1)
-                target = targets[rows].clamp(min=0).unsqueeze(1)
-                if torch.compiler.is_compiling():  # fused into one pass over the logits for the sums and one for the gradient
-                    loss, grad = loss_and_gradient(logits.float(), target, valid, z_loss)
-                    total, grad = total + loss, grad.to(dtype)
-                else:  # the gradient takes the place of the logits; between them fp32 for as many rows as stay in cache
-                    piece_bytes = PIECE_BYTES if x.device.type == "cpu" else DEVICE_PIECE_BYTES
-                    piece = max(1, piece_bytes // (4 * logits.size(1)))
-                    for part in zip(logits.split(piece), target.split(piece), valid.split(piece), strict=True):
-                        loss, part_grad = loss_and_gradient(part[0].float(), *part[1:], z_loss, inplace=True)
-                        part[0].copy_(part_grad)
-                        total += loss
-                    grad = logits
-                if not needs_grad:
-                    continue
-                grad_x[rows] = linear(grad, head.t()).to(x.dtype)
-                part = (grad.t() @ x_chunk).float()
-                grad_weight = part if grad_weight is None else grad_weight.add_(part)
+                loss, grad_x_chunk, part = chunk_loss(x[rows].to(dtype), head, targets[rows], z_loss, needs_grad)
+                total = total + loss
+                if needs_grad:
+                    grad_x[rows] = grad_x_chunk
+                    grad_weight = part.float() if grad_weight is None else grad_weight.add_(part)
         if needs_grad:
             ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
         return total
@@ -95,6 +80,31 @@ class ChunkedLoss(torch.autograd.Function):
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
         return grad_x * grad.to(grad_x.dtype), grad_weight * grad.to(grad_weight.dtype), None, None, None, None, None
+
+
+def chunk_loss(
+    x: Tensor, head: Tensor, targets: Tensor, z_loss: float, needs_grad: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """x [n, C], head [V, C] in the type of the matmuls, targets [n] -> the sum of the losses and its gradients of x and head.
+    Its logits, the only such tensor at a time, are gone when it returns."""
+    logits = linear(x, head)  # [n, V]
+    valid = (targets != IGNORED_TARGET).float().unsqueeze(1)
+    target = targets.clamp(min=0).unsqueeze(1)
+    if torch.compiler.is_compiling():  # fused into one pass over the logits for the sums and one for the gradient
+        total, grad = loss_and_gradient(logits.float(), target, valid, z_loss)
+        grad = grad.to(logits.dtype)
+    else:  # the gradient takes the place of the logits; between them fp32 for as many rows as stay in cache
+        total = torch.zeros((), dtype=torch.float32, device=x.device)
+        piece_bytes = PIECE_BYTES if x.device.type == "cpu" else DEVICE_PIECE_BYTES
+        piece = max(1, piece_bytes // (4 * logits.size(1)))
+        for part in zip(logits.split(piece), target.split(piece), valid.split(piece), strict=True):
+            loss, part_grad = loss_and_gradient(part[0].float(), *part[1:], z_loss, inplace=True)
+            part[0].copy_(part_grad)
+            total += loss
+        grad = logits
+    if not needs_grad:
+        return total, None, None
+    return total, linear(grad, head.t()), grad.t() @ x
 
 
 def loss_and_gradient(
