@@ -4,10 +4,10 @@
     python benchmarks/time_to_loss.py --seconds=2 --eval_tokens=2048 # a smoke test
 
 Both train by train.py on the embedded corpus with the same seed, tokenizer and evaluation windows, at the same number of
-parameters (4,589,824 and 4,590,336). nanoGPT's recipe is its gpt2 architecture with AdamW in fp32 and the hyperparameters of its README for a
-CPU and of config/train_shakespeare_char.py: 12 x 64 tokens a step, 1e-3 -> 1e-4 by cosine, beta2 0.99, 100 steps of warm-up.
-Ours is config/quickstart.py with its schedule stretched to the time. Steps are chosen from the speed of a short run before, so
-that each schedule ends at its time; the clock of both is train.py's, which stands still during evaluations.
+parameters (4,589,824 and 4,590,336). nanoGPT's recipe is its gpt2 architecture with AdamW in fp32, and the hyperparameters of
+its README for a CPU and of config/train_shakespeare_char.py: 12 x 64 tokens a step, 1e-3 -> 1e-4 by cosine, beta2 0.99, 100
+steps of warm-up. Ours is config/quickstart.py with its schedule stretched to the time. Steps are chosen from the speed of a
+short run before, so that each schedule ends at its time; the clock of both is train.py's, which stops for evaluations.
 """
 
 import sys
