@@ -41,6 +41,7 @@ class BenchmarkConfig:
     clock: Literal["wall", "cpu"] = "wall"
     compile: bool = False  # ours and the plain one; torch's falls out of torch.compile
     write: bool = False
+    losses: str = "plain,chunked,torch"
     only: str = ""  # one of LOSSES: this process measures it
 
 
@@ -91,15 +92,18 @@ def measure(c: BenchmarkConfig) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     with user_errors():
         c = config_from_flags(BenchmarkConfig, argv)
-        if c.only and c.only not in LOSSES:
-            raise ValueError(f"--only={c.only} is none of {', '.join(LOSSES)}")
-        if c.only == "torch" and not hasattr(F, "linear_cross_entropy"):
-            raise ValueError(f"torch {torch.__version__} has no F.linear_cross_entropy: it came with 2.13")
+        for name in [c.only] if c.only else c.losses.split(","):
+            if name not in LOSSES:
+                raise ValueError(f"--losses: {name!r} is none of {', '.join(LOSSES)}")
+        if "torch" in c.losses and not hasattr(F, "linear_cross_entropy"):
+            raise ValueError(
+                f"torch {torch.__version__} has no F.linear_cross_entropy: it came with 2.13; --losses=plain,chunked"
+            )
     if c.only:
         print(json.dumps(measure(c)))
         return 0
     results = {}
-    for name in LOSSES:
+    for name in c.losses.split(","):
         command = [sys.executable, __file__, *argv, f"--only={name}"]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         results[name] = json.loads(out.splitlines()[-1])

@@ -9,6 +9,8 @@
 Each side is a process of its own (contestants.py). They are there at the same time and step in turn, so that a disturbance of
 the machine meets all; between the rounds the matmul rate is measured. setting=same gives every side glibc's large-block
 setting that train.py gives itself; setting=started gives the rivals none. The peers' best mode is what ours is compared with.
+litgpt wants another huggingface_hub than transformers, which its model does not use: pip install --no-deps litgpt lightning
+lightning-utilities torchmetrics pytorch-lightning jsonargparse typeshed_client.
 clock=cpu counts the processor time of one thread a side: for a machine that is not alone, where seconds say little.
 """
 
@@ -24,6 +26,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -150,6 +153,9 @@ def compare(c: BenchmarkConfig, mode: str, folder: str) -> dict[str, Any]:
 def main(argv: Sequence[str]) -> int:
     with user_errors():
         c = config_from_flags(BenchmarkConfig, argv)
+        for name, package in (("litgpt", "litgpt"), ("hf", "transformers"), ("nanogpt_shape", "transformers")):
+            if name in c.vs.split(",") and find_spec(package) is None:
+                raise ImportError(f"--vs={name} needs the package {package}: install it or leave {name} out of --vs")
     if c.clock == "cpu":
         torch.set_num_threads(1)
     results: dict[str, Any] = {}
