@@ -169,9 +169,9 @@ def main(argv: Sequence[str]) -> int:
                 f"GB above weights and AdamW {r['extra GB']}, ratios { {k: round(v, 2) for k, v in r['ratio'].items()} }",
                 flush=True,
             )
-    if c.write:
-        name = f"train_step_cpu_{c.vocab_size}_{c.setting}"
-        write_result(name, "train_step.py", argv, torch.device("cpu"), config=asdict(c), results=results)
+            if c.write:  # after every mode: what is measured is not lost
+                name = f"train_step_cpu_{c.vocab_size}_{c.setting}"
+                write_result(name, "train_step.py", argv, torch.device("cpu"), config=asdict(c), results=results)
     return 0
 
 
