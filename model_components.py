@@ -166,7 +166,8 @@ def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor | 
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped)
 
 
-CAUSAL_ROWS = 128  # attend_manual's queries at a time: those before the last ones need not meet the last keys
+CAUSAL_ROWS = 128  # attend_manual's queries at a time, at least: those before the last ones need not meet the last keys
+CAUSAL_BLOCKS = 8  # and at most so many blocks, which leave out 7 / 16 of the scores
 
 
 def attend_manual(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor | None = None) -> Tensor:
@@ -176,8 +177,9 @@ def attend_manual(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor 
     if mask is not None or T <= CAUSAL_ROWS:
         return attend_block(q, k, v, dropout, mask)
     blocks = []
-    for start in range(0, T, CAUSAL_ROWS):
-        end = min(start + CAUSAL_ROWS, T)
+    rows = max(CAUSAL_ROWS, -(-T // CAUSAL_BLOCKS))
+    for start in range(0, T, rows):
+        end = min(start + rows, T)
         seen = S - T + end
         blocks.append(attend_block(q[:, :, start:end], k[:, :, :seen], v[:, :, :seen], dropout, None))
     return torch.cat(blocks, dim=2)

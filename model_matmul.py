@@ -5,11 +5,13 @@ uses for bf16, has. docs/PERFORMANCE.md has both rates. Which one runs follows f
 measurement); the results differ by rounding.
 """
 
+import math
 import platform
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 ONEDNN_MIN_ROWS = 64  # fewer are bound by reading the weight
 HAS_ONEDNN = (
@@ -40,6 +42,12 @@ def runs_in_onednn(x: Tensor, weight: Tensor) -> bool:
 @torch.library.custom_op("nanofoundry::linear", mutates_args=())
 def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+@register_flop_formula(torch.ops.nanofoundry.linear)
+def linear_flops(x_shape: torch.Size, weight_shape: torch.Size, *args: object, **kwargs: object) -> int:
+    """For torch's FlopCounterMode."""
+    return 2 * math.prod(x_shape) * weight_shape[0]
 
 
 @onednn_linear.register_fake
