@@ -1,0 +1,41 @@
+"""Which device a process takes."""
+
+import pytest
+import torch
+
+from training.dist import World, select_device
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    return taken
+
+
+def test_each_process_takes_its_own_gpu(two_gpus):
+    worlds = [World(rank=rank, local_rank=rank, size=2, local_size=2) for rank in (0, 1)]
+    assert [select_device("cuda", world).index for world in worlds] == two_gpus == [0, 1]
+    assert select_device("cuda:1") == torch.device("cuda", 1)
+
+
+def test_one_gpu_is_not_shared_by_processes(two_gpus):
+    with pytest.raises(ValueError, match="'cuda:0' is one GPU, and here are 2 processes: pass --device=cuda"):
+        select_device("cuda:0", World(rank=0, local_rank=0, size=2, local_size=2))
+    assert select_device("cuda:0", World(rank=1, local_rank=0, size=2, local_size=1)).index == 0  # one on each of two machines
+    assert two_gpus == [0]
+
+
+def test_local_size_is_that_of_torchrun(monkeypatch):
+    for name, value in {
+        "RANK": 3,
+        "LOCAL_RANK": 1,
+        "WORLD_SIZE": 4,
+        "LOCAL_WORLD_SIZE": 2,
+        "MASTER_ADDR": "a",
+        "MASTER_PORT": 1,
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    assert World.from_environment() == World(rank=3, local_rank=1, size=4, local_size=2)
