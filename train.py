@@ -29,7 +29,7 @@ from model_config import ModelArchitectureConfig
 from training import checkpoint, dist, flops, instruments, metrics
 from training.config import TrainConfig, load_config, user_errors
 from training.dashboard import Dashboard, check_rich
-from training.data import Dataset, dropout_seed, tokenizer_files
+from training.data import Dataset, dropout_seed, parse_mixture, tokenizer_files
 from training.evaluate import bits_per_byte, evaluate
 from training.optim import StepGuard, learning_rate_at, set_learning_rate, state_bytes
 from training.parallel import assign_shard, build_strategy
@@ -322,7 +322,7 @@ def train(
 
 def prepare_embedded(dataset: str, world: dist.World) -> None:
     """The corpus that is always there is prepared on first use."""
-    if "python_stdlib" in dataset:
+    if "python_stdlib" in parse_mixture(dataset, ROOT / "data")[0]:
         if world.rank == 0 and not (ROOT / "data" / "python_stdlib" / "meta.json").is_file():
             from tokenization import embedded
 

@@ -1,6 +1,7 @@
 """What the benchmarks share: flags, and results that say how they were made."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
@@ -24,7 +25,7 @@ def config_from_flags(kind: type[Config], argv: Sequence[str]) -> Config:
 
 def write_result(name: str, script: str, argv: Sequence[str], device: torch.device, **fields: Any) -> Path:
     """results/<name>.json: the fields, with the command, the device, the versions and the commit."""
-    record = {"command": " ".join(["python", f"benchmarks/{script}", *argv]), **fields}
+    record = {"command": shlex.join(["python", f"benchmarks/{script}", *argv]), **fields}
     record |= {"device": dist.device_name(device), "versions": versions(), "git": metrics.git_state()}
     file = RESULTS / f"{name}.json"
     file.write_text(json.dumps(record, indent=2) + "\n")

@@ -18,7 +18,9 @@ import torch
 from conftest import TINY_FLAGS, read_events, record_tokenizer, write_dataset
 from safetensors.torch import load_file
 
+import train
 from training import checkpoint
+from training.dist import World
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -621,3 +623,18 @@ def test_data_that_cannot_be_read_so_is_one_line(run, tmp_path, dataset, capsys)
         error = capsys.readouterr().err
         assert stopped.value.code == 2 and said in error and error.count("\n") == 1
     assert not (tmp_path / "executed").exists() and not (tmp_path / "never").exists()
+
+
+def test_only_its_own_name_prepares_the_embedded_corpus(tmp_path, monkeypatch):
+    prepared = []
+    monkeypatch.setattr(train, "ROOT", tmp_path)
+    monkeypatch.setattr("tokenization.embedded.prepare", prepared.append)
+    for dataset in ("elsewhere/python_stdlib_copy", "my_python_stdlib:0.5,other:0.5"):
+        train.prepare_embedded(dataset, World())
+    assert not prepared
+    with pytest.raises(ValueError, match="weight above 0"):
+        train.prepare_embedded("python_stdlib:none,other:1", World())
+    assert not prepared
+    for dataset in ("python_stdlib", "python_stdlib:0.5,other:0.5"):
+        train.prepare_embedded(dataset, World())
+    assert prepared == [tmp_path / "data" / "python_stdlib"] * 2
