@@ -54,6 +54,23 @@ class Block(nn.Module):
         return x
 
 
+class TiedEmbedding(torch.autograd.Function):
+    """weight [V, C], ids [B, T] -> the rows of the ids [B, T, C], and the weight once more, as the output head's. The embedding's
+    gradient is added to those rows of the head's that it has, instead of becoming a second [V, C] of zeros."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(ids)
+        return F.embedding(ids, weight), weight.view_as(weight)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, grad_head: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        # In place: linear and the losses make a gradient of the head for this function alone. index_put_ sorts on CUDA, so
+        # that its sums are the same in every run; index_add_ would not be.
+        return grad_head.index_put_((ids.flatten(),), grad.flatten(0, 1).to(grad_head.dtype), accumulate=True), None
+
+
 class ConfigurableGPT(nn.Module):
     """A decoder-only transformer. Its initial weights are a function of (seed, parameter name) alone."""
 
@@ -92,27 +109,34 @@ class ConfigurableGPT(nn.Module):
         targets that are not -100, in nats. With a cache the tokens follow those that it holds. With document_starts [B, T],
         the column where each token's document begins in its row, every document is by itself: no token sees another's,
         and positions begin at 0 in each. Raises ValueError for more positions than block_size."""
-        x = self.features(input_ids, document_starts, kv_cache)
+        if self.lm_head is None:
+            x, head = TiedEmbedding.apply(self.token_embedding.weight, input_ids)
+        else:
+            x, head = self.token_embedding(input_ids), self.lm_head.weight
+        x = self.stack(x, document_starts, kv_cache)
         if targets is None:
-            return linear(x, self.head_weight), None
+            return linear(x, head), None
         z_loss = self.config.z_loss if self.training else 0.0
-        return None, head_loss(x, self.head_weight, targets, self.config.loss_backend, z_loss)
+        return None, head_loss(x, head, targets, self.config.loss_backend, z_loss)
 
     def features(self, input_ids: Tensor, document_starts: Tensor | None = None, kv_cache: KVCache | None = None) -> Tensor:
         """What the output head reads, [B, T, C]; the arguments are those of forward."""
+        return self.stack(self.token_embedding(input_ids), document_starts, kv_cache)
+
+    def stack(self, x: Tensor, document_starts: Tensor | None, kv_cache: KVCache | None) -> Tensor:
+        """All between the token embedding and the output head: x [B, T, C] -> [B, T, C]."""
         assert document_starts is None or kv_cache is None
-        B, T = input_ids.shape
+        B, T, _ = x.shape
         start, mask, positions = 0, None, None
         if document_starts is not None:
             mask = document_mask(document_starts, self.config, self.training)
-            positions = torch.arange(T, device=input_ids.device) - document_starts  # [B, T]
+            positions = torch.arange(T, device=x.device) - document_starts  # [B, T]
         elif kv_cache is not None and kv_cache.positions is not None:
             positions = kv_cache.positions[:, None]  # [B, 1]
         elif kv_cache is not None:
             start = kv_cache.length
         if start + T > self.config.block_size:
             raise ValueError(f"{start + T} positions exceed block_size={self.config.block_size}: shorten the input")
-        x = self.token_embedding(input_ids)  # [B, T, C]
         if self.position_embedding is not None:
             table = self.position_embedding.weight
             x = x + (table[start : start + T] if positions is None else F.embedding(positions, table))

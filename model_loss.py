@@ -47,7 +47,8 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, backend: str = "auto",
 
 class ChunkedLoss(torch.autograd.Function):
     """Sum of the losses of x [N, C] against targets [N] through weight [V, C], `chunk` tokens at a time. The gradients of the
-    sum are computed on the way forward and scaled on the way back; that of the weight is accumulated in fp32."""
+    sum are computed on the way forward and scaled on the way back, in place: a graph that is kept cannot be used twice, which
+    autograd notices. That of the weight is accumulated in fp32 where there are several chunks."""
 
     @staticmethod
     def forward(
@@ -71,15 +72,16 @@ class ChunkedLoss(torch.autograd.Function):
                 total = total + loss
                 if needs_grad:
                     grad_x[rows] = grad_x_chunk
-                    grad_weight = part.float() if grad_weight is None else grad_weight.add_(part)
+                    grad_weight = part if x.size(0) <= chunk else part.float() if start == 0 else grad_weight.add_(part)
         if needs_grad:
-            ctx.save_for_backward(grad_x, grad_weight.to(weight.dtype))
+            ctx.save_for_backward(grad_x, grad_weight)
+            ctx.weight_dtype = weight.dtype
         return total
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x * grad.to(grad_x.dtype), grad_weight * grad.to(grad_weight.dtype), None, None, None, None, None
+        return grad_x.mul_(grad), grad_weight.to(ctx.weight_dtype).mul_(grad), None, None, None, None, None
 
 
 def chunk_loss(
