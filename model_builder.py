@@ -55,8 +55,8 @@ class Block(nn.Module):
 
 
 class TiedEmbedding(torch.autograd.Function):
-    """weight [V, C], ids [B, T] -> the rows of the ids [B, T, C], and the weight once more, as the output head's. The embedding's
-    gradient is added to those rows of the head's that it has, instead of becoming a second [V, C] of zeros."""
+    """weight [V, C], ids [B, T] -> the rows of the ids [B, T, C], and the weight once more, as the output head's. The gradient
+    of the embedding is added to its rows of the head's, instead of to a second [V, C] of zeros."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model_config import ModelArchitectureConfig
 from model_matmul import Linear
@@ -271,8 +272,25 @@ FLASH_PACKAGES = {
     "flash_attn_4": ("flash_attn.cute", "pip install flash-attn-4"),
 }
 
+# torch's kernels, what it takes where nothing else is said first; one of them put before the others
+TORCH_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+PREFERRED_KERNELS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
+
+
+def sdpa_preferring(kernel: SDPBackend) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
+    """attend_sdpa with this kernel where it can run, as it cannot for every mask and length."""
+    order = [kernel, *(other for other in TORCH_KERNELS if other != kernel)]
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
+        with sdpa_kernel(order, set_priority=True):
+            return attend_sdpa(q, k, v, dropout)
+
+    return attend
+
+
 ATTENTION_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]] = {
     "sdpa": attend_sdpa,
+    **{name: sdpa_preferring(kernel) for name, kernel in PREFERRED_KERNELS.items()},
     "manual": attend_manual,
     **{name: flash_attention(package) for name, (package, _) in FLASH_PACKAGES.items()},
 }
@@ -280,11 +298,13 @@ ATTENTION_BACKENDS: dict[str, Callable[[Tensor, Tensor, Tensor, float], Tensor]]
 
 def backend_problem(name: str, device_type: str, dtype: torch.dtype, dropout: float = 0.0) -> str | None:
     """Why the backend cannot run on such tensors here, or None."""
-    if name not in FLASH_PACKAGES:
+    if name not in FLASH_PACKAGES and name not in PREFERRED_KERNELS:
         return None
-    package, how = FLASH_PACKAGES[name]
     if device_type != "cuda":
         return f"it needs a CUDA device, the tensors are on {device_type}"
+    if name in PREFERRED_KERNELS:  # torch itself goes on to another one
+        return None
+    package, how = FLASH_PACKAGES[name]
     if dtype not in (torch.float16, torch.bfloat16):
         return f"it needs float16 or bfloat16, the tensors are {dtype}"
     if dropout and name != "flash_attn_2":
@@ -300,7 +320,7 @@ def backend_problem(name: str, device_type: str, dtype: torch.dtype, dropout: fl
 @torch.compiler.assume_constant_result
 def choose_backend(name: str, device_type: str, dtype: torch.dtype, T: int, dropout: float) -> str:
     """The backend that runs: `name` itself, sdpa with one warning where it cannot, and for `auto` the fixed choice for the
-    device and the length (law 12: a table, not a measurement)."""
+    device and the length (law 12: a table, not a measurement; train.py measures on a GPU and then passes a name)."""
     if name == "auto":
         # torch's flash kernel for the CPU is far from the matmul rate; two plain matmuls win while the scores stay in cache
         return "manual" if device_type == "cpu" and 1 < T <= CPU_MANUAL_ATTENTION_MAX_T else "sdpa"

@@ -42,7 +42,9 @@ class ModelArchitectureConfig:
     position_encoding: Literal["learned", "rope", "none"] = "learned"
     activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "gelu_tanh"
     ffn_type: Literal["standard", "swiglu"] = "standard"  # swiglu gates with `activation`; the name is for silu
-    attention_backend: Literal["auto", "sdpa", "flash_attn_2", "flash_attn_3", "flash_attn_4", "manual"] = "auto"
+    attention_backend: Literal[
+        "auto", "sdpa", "cudnn", "efficient", "flash_attn_2", "flash_attn_3", "flash_attn_4", "manual"
+    ] = "auto"
     qk_norm: bool = False  # normalise q and k over head_dim, before RoPE
     bias: bool = True  # of every linear layer and of LayerNorm
     weight_tying: bool = True  # lm_head shares the token embedding

@@ -142,6 +142,8 @@ def plan_run(
         notes.append("document_masking=True: its masks are not in the memory, and attention's FLOPs are those of whole windows")
     if train.hybrid_shard_size and o.gpus % train.hybrid_shard_size:
         notes.append(f"hybrid_shard_size={train.hybrid_shard_size} does not divide {o.gpus} GPUs: train.py will refuse it")
+    if train.fp8 != "none":
+        notes.append(f"fp8={train.fp8!r}: memory is that of bf16, and MFU counts against the bf16 peak")
     if train.dtype == "float32" and o.peak_tflops is None:
         notes.append("dtype='float32': the peak is that of bf16; times hold only with --peak_tflops of fp32")
     optimum = []

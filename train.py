@@ -17,7 +17,7 @@ import secrets
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from inference.samples import TextSampler
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from training import checkpoint, dist, flops, instruments, metrics
+from training.attention import choose_kernel
 from training.config import TrainConfig, load_config, user_errors
 from training.dashboard import Dashboard, check_rich
 from training.data import Dataset, dropout_seed, parse_mixture, tokenizer_files
 from training.evaluate import bits_per_byte, evaluate
+from training.fp8 import check_fp8
 from training.optim import StepGuard, learning_rate_at, set_learning_rate, state_bytes
 from training.parallel import assign_shard, build_strategy
 
@@ -89,6 +91,7 @@ def train(
     # Build. Whatever is wrong with the input ends here, before a file is touched.
     with user_errors():
         dtype = dist.select_dtype(config.dtype, device)
+        check_fp8(config, model_config, device)
         if config.dashboard:
             check_rich()
         strategy = build_strategy(config, world, device, dtype)
@@ -104,9 +107,15 @@ def train(
         from_hf = source is None and config.init_from.startswith("hf:")
         state: dict[str, Any] = {"step": 0, "trained_s": 0.0, "energy_j": 0.0, "best": None, "guard": None}
         state["wandb_run_id"] = secrets.token_hex(4)
+        if source is not None:
+            saved_state, saved_config = checkpoint.load_state(source)
+            checkpoint.check_resumable(source, saved_state, saved_config, resolved, data["fingerprint"])
+            state |= saved_state
+        instruments.check_profile(config.profile, config.max_iters - state["step"])
         compile_problem = dist.compile_problem(device) if config.compile else None
+        kernel, kernels_ms = choose_kernel(model_config, config, device, dtype, world, state.get("attention_backend"))
         with torch.device("meta"):
-            model = ConfigurableGPT(model_config)
+            model = ConfigurableGPT(replace(model_config, attention_backend=kernel))
         seed = config.seed if source is None and not from_hf else None
         forward = strategy.wrap(model, seed, compile=config.compile and compile_problem is None)
         if from_hf:
@@ -116,13 +125,9 @@ def train(
         optimizers = strategy.optimizers(model, config)
         scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         if source is not None:
-            saved_state, saved_config = checkpoint.load_state(source)
-            checkpoint.check_resumable(source, saved_state, saved_config, resolved, data["fingerprint"])
             checkpoint.load_weights(source, model)
             checkpoint.load_optimizers(source, model, optimizers)
-            scaler.load_state_dict(saved_state["grad_scaler"])
-            state |= saved_state
-        instruments.check_profile(config.profile, config.max_iters - state["step"])
+            scaler.load_state_dict(state["grad_scaler"])
         space_note = None
         if not config.eval_only:
             space_note = checkpoint.check_space(out_dir, state_bytes(optimizers), config.keep_last)
@@ -150,6 +155,8 @@ def train(
         "dtype": str(dtype).removeprefix("torch."),
         "peak_flops_per_s": flops.peak_flops_per_s(dist.device_name(device)),
         "matmul_flops_per_s": instruments.matmul_flops_per_s(device, dtype),
+        "attention_backend": kernel,
+        "attention_ms": kernels_ms,  # of a forward and backward pass of one layer; {} where nothing had to be chosen
     }
     run_log = metrics.RunLog(out_dir, world.rank)
     run_log.write(
@@ -167,6 +174,8 @@ def train(
     show = Dashboard if config.dashboard and sys.stderr.isatty() else metrics.Progress
     progress = show(state["step"], config.max_iters, world.rank)
     progress.say(f"{model_config.summary()}\n{derived['params']:,} parameters, {tokens_per_step:,} tokens a step")
+    if kernels_ms:
+        progress.say(f"attention_backend={kernel!r}; ms a layer: {kernels_ms}")
     processes = f"{world.size} processes ({strategy.name}), " if world.size > 1 else ""
     progress.say(f"{processes}{hardware['device_name']}, {hardware['dtype']}; run log {run_log.path}")
     for s in data["sources"]:
@@ -223,6 +232,7 @@ def train(
                     "grad_scaler": scaler.state_dict(),
                     "guard": guard.state(),
                     "wandb_run_id": state["wandb_run_id"],
+                    "attention_backend": kernel,
                     "data": data,
                 }
                 checkpoints.save(strategy.tensors(model, optimizers), state, resolved, wait=ending)

@@ -15,19 +15,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import re
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.records import config_from_flags, write_result
-from model_components import ATTENTION_BACKENDS, attend_manual, attend_sdpa, backend_problem
+from model_components import ATTENTION_BACKENDS
 from training import dist
+from training.attention import time_kernels
 from training.config import user_errors
 
 SHAPES = {"cuda": "8x16:8x2048x128,4x16:8x4096x128", "cpu": "8x6:3x256x64,2x6:3x1024x64", "mps": "8x6:3x256x64"}
@@ -38,53 +35,25 @@ class BenchmarkConfig:
     shapes: str = ""  # '': those of the device
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     device: str = "auto"
-    rounds: int = 20
+    rounds: int = 5
     write: bool = False
 
 
-def only(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    with sdpa_kernel(backend):
-        return attend_sdpa(q, k, v, dropout)
-
-
-def candidates(device: torch.device, dtype: torch.dtype) -> dict[str, Callable[..., Tensor]]:
-    found = {name: f for name, f in ATTENTION_BACKENDS.items() if backend_problem(name, device.type, dtype) is None}
-    if device.type == "cuda":
-        for backend in (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
-            found[f"sdpa {backend.name.lower()}"] = partial(only, backend)
-    return found
-
-
 def measure(shape: tuple[int, ...], c: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
-    B, H, K, T, D = shape
-    dtype = getattr(torch, c.dtype)
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(B, heads, T, D, generator=generator).to(device, dtype).requires_grad_() for heads in (H, K, K))
-    grad = torch.randn(B, H, T, D, generator=generator).to(device, dtype)
-    with torch.no_grad():
-        expected = attend_manual(q, k, v, 0.0).float()
-    calls, results, errors = {}, {}, {}
-    for name, attend in candidates(device, dtype).items():
-        try:
-            difference = (attend(q, k, v, 0.0).float() - expected).abs().max().item()
-        except RuntimeError as error:  # a kernel of torch's that has no such shape
-            results[name] = {"cannot": str(error).splitlines()[0][:200]}
+    """Every backend of ours; all are timed in each round, so that a disturbance of the machine meets all."""
+    B, H, _, T, D = shape
+    seconds = 0.2 if device.type == "cuda" else 0.05
+    rounds = [
+        time_kernels(shape, device, getattr(torch, c.dtype), candidates=ATTENTION_BACKENDS, seconds=seconds)
+        for _ in range(c.rounds)
+    ]
+    results = {}
+    for name, first in rounds[0].items():
+        if isinstance(first, str):
+            results[name] = {"cannot": first}
             continue
-        assert difference < 0.05, f"{name} differs from attention written out by {difference}"
-        calls[name], errors[name] = attend, difference
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for n in range(c.rounds + 1):
-        for name, attend in calls.items():
-            start = time.perf_counter()
-            torch.autograd.grad(attend(q, k, v, 0.0), (q, k, v), grad)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            if n:
-                times[name].append(time.perf_counter() - start)
-    for name, seconds in times.items():
-        median_s = statistics.median(seconds)
-        rate = 6 * B * H * T * T * D / median_s
-        results[name] = {"ms": round(1e3 * median_s, 3), "GFLOP/s": round(rate / 1e9), "difference": errors[name]}
+        ms = statistics.median(r[name] for r in rounds)
+        results[name] = {"ms": round(ms, 3), "GFLOP/s": round(6 * B * H * T * T * D / ms / 1e6)}
     return results
 
 

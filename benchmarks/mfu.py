@@ -37,6 +37,7 @@ class BenchmarkConfig:
     steps: int = 100
     compile: bool = True
     activation_checkpointing: str = "none"
+    fp8: str = "none"  # or tensorwise, rowwise
     device: str = "auto"
     write: bool = False
 
@@ -52,6 +53,7 @@ def measure(c: BenchmarkConfig, name: str, T: int) -> dict[str, Any]:
             "max_iters": c.steps,
             "compile": c.compile,
             "activation_checkpointing": c.activation_checkpointing,
+            "fp8": c.fp8,
             "device": c.device,
             "log_interval": 1,
             "eval_interval": c.steps + 1,

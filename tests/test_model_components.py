@@ -25,6 +25,7 @@ from model_components import (
     FFNS,
     FLASH_PACKAGES,
     NORMS,
+    PREFERRED_KERNELS,
     KVCache,
     RMSNorm,
     RoPE,
@@ -147,7 +148,7 @@ def plain_attention(q, k, v):
     return torch.stack(rows, dim=2).float()
 
 
-@pytest.mark.parametrize("backend", ["manual", "sdpa"])
+@pytest.mark.parametrize("backend", ["manual", "sdpa", "cudnn", "efficient"])  # the last two fall back to what the CPU has
 @pytest.mark.parametrize("K", [4, 2, 1])  # MHA, GQA, MQA of four query heads
 @pytest.mark.parametrize("T, S", [(1, 1), (7, 7), (1, 9), (3, 9), (8, 9)])
 @pytest.mark.parametrize("rows", [3, 128])
@@ -209,7 +210,7 @@ def log():
     model_components.warn_once.cache_clear()
 
 
-@pytest.mark.parametrize("backend", sorted(FLASH_PACKAGES))
+@pytest.mark.parametrize("backend", sorted([*FLASH_PACKAGES, *PREFERRED_KERNELS]))
 def test_flash_attention_falls_back_on_cpu_with_one_line(backend, log):
     ids = random_ids(2, 12)
     model, sdpa = (ConfigurableGPT(tiny(attention_backend=b)) for b in (backend, "sdpa"))
@@ -267,7 +268,13 @@ def test_one_graph_under_compile(backend, log):
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-6)
     for p, expected in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, expected, rtol=1e-4, atol=1e-6)
-    assert len(log) == (backend != "auto")
+    assert len(log) == (backend == "flash_attn_2")
+
+
+@pytest.mark.parametrize("backend", sorted(PREFERRED_KERNELS))
+def test_one_graph_with_a_kernel_that_is_preferred(backend, monkeypatch):
+    monkeypatch.setattr(model_components, "backend_problem", lambda *a: None)  # as on a GPU; torch goes on to what is here
+    test_one_graph_under_compile(backend, [])
 
 
 def test_the_compiled_model_gives_the_same_loss():

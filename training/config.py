@@ -60,6 +60,7 @@ class TrainConfig:
     device: str = "auto"  # cpu, cuda, cuda:N, mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # of the matmuls; weights stay fp32
     compile: bool = True
+    fp8: Literal["none", "tensorwise", "rowwise"] = "none"  # the blocks' matmuls, on Ada, Hopper and newer; needs torchao
 
     # Many processes (torchrun). Neither use_zero1 nor use_fsdp: DDP
     use_zero1: bool = False  # shard the optimizer over the processes

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from model_builder import ConfigurableGPT, init_weights
 from training.config import TrainConfig
 from training.dist import World
+from training.fp8 import convert_blocks
 from training.optim import build_optimizers, optimizer_tensors
 
 
@@ -73,7 +74,8 @@ class Strategy:
         return dict(model.named_parameters()) | optimizer_tensors(model, optimizers)
 
     def _prepare_blocks(self, model: ConfigurableGPT, compile: bool) -> None:
-        """Activation checkpointing inside, compilation around it; sharding comes around both."""
+        """FP8 and activation checkpointing inside, compilation around them; sharding comes around all."""
+        convert_blocks(model, self.config.fp8)
         for block in model.blocks:
             if self.config.activation_checkpointing != "none":
                 recompute = recompute_some if self.config.activation_checkpointing == "selective" else recompute_all
@@ -110,7 +112,7 @@ class DDP(Strategy):
         """DDP sorts its buckets anew after its first backward pass. Where a gradient lies in them is the order in which ranks
         are summed, so that a resumed run, whose first pass is another's eleventh, would end in other bits. The second pass
         makes the gradients views of the new buckets."""
-        ids = torch.zeros(1, 1, dtype=torch.long, device=self.device)
+        ids = torch.zeros(1, min(16, model.config.block_size), dtype=torch.long, device=self.device)  # 16: FP8's least
         autocast = torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
         for _ in range(2):
             with torch.compiler.set_stance("force_eager"), autocast:
@@ -214,6 +216,7 @@ EXPENSIVE_OPS = {
     torch.ops.aten.mm.default,
     torch.ops.aten.bmm.default,
     torch.ops.aten.addmm.default,
+    torch.ops.aten._scaled_mm.default,
     torch.ops.nanofoundry.linear.default,
     torch.ops.aten._scaled_dot_product_flash_attention.default,
     torch.ops.aten._scaled_dot_product_efficient_attention.default,

@@ -199,6 +199,7 @@ ELSEWHERE = {
     "keep_last": "test_train: test_finished_scratch_and_kept_checkpoints",
     "always_save_checkpoint": "test_train: test_finished_scratch_and_kept_checkpoints",
     "async_checkpoint": "test_train: test_an_asynchronous_checkpoint_is_written_while_steps_go_on",
+    "fp8": "test_fp8: test_a_run_in_fp8",
     "hybrid_shard_size": "test_parallel: test_what_a_rank_holds",
     "reduce_dtype": "test_parallel: test_gradients_may_travel_in_bf16",
     "activation_checkpointing": "test_parallel: test_recomputation_saves_memory",
@@ -341,7 +342,7 @@ def test_every_train_field_from_a_file_and_from_a_flag(tmp_path):
              "arch_preset": "llama2", "beta1": 0.5, "beta2": 0.5, "wsd_decay_fraction": 0.5, "min_lr": 1e-6,
              "muon_learning_rate": 0.5, "lr_decay_iters": 9, "checkpoint_interval": 9, "wandb_run_name": "w",
                  "hybrid_shard_size": 8, "reduce_dtype": "bfloat16", "activation_checkpointing": "full",
-                 "spike_factor": 3.0}  # fmt: skip
+                 "spike_factor": 3.0, "fp8": "rowwise"}  # fmt: skip
     for name in TRAIN_FIELDS:
         was = getattr(defaults, name)
         if name in other:
