@@ -4,8 +4,8 @@
     python benchmarks/attention.py --shapes=1x4:2x32x16 --rounds=1         # a smoke test
 
 A shape is BxH:KxTxD: B sequences, H query heads, K key/value heads, T tokens, D wide, in bf16 (fp32 with --dtype). The rate
-counts causal attention once: forward and backward are 3 x 2 x 2 x B H T^2 D / 2 operations. Before it is timed each must give
-the written-out attention's output.
+counts causal attention once: forward and backward are 3 x 2 x 2 x B H T^2 D / 2 operations. train.py makes the same measurement
+of its own shape before a run on a GPU (training/attention.py).
 """
 
 import sys
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 
 from benchmarks.records import config_from_flags, write_result
-from model_components import ATTENTION_BACKENDS
+from model_components import ATTENTION_BACKENDS, backend_problem
 from training import dist
 from training.attention import time_kernels
 from training.config import user_errors
@@ -42,11 +42,10 @@ class BenchmarkConfig:
 def measure(shape: tuple[int, ...], c: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
     """Every backend of ours; all are timed in each round, so that a disturbance of the machine meets all."""
     B, H, _, T, D = shape
+    dtype = getattr(torch, c.dtype)
+    candidates = [name for name in ATTENTION_BACKENDS if backend_problem(name, device.type, dtype) is None]
     seconds = 0.2 if device.type == "cuda" else 0.05
-    rounds = [
-        time_kernels(shape, device, getattr(torch, c.dtype), candidates=ATTENTION_BACKENDS, seconds=seconds)
-        for _ in range(c.rounds)
-    ]
+    rounds = [time_kernels(shape, device, dtype, candidates=candidates, seconds=seconds) for _ in range(c.rounds)]
     results = {}
     for name, first in rounds[0].items():
         if isinstance(first, str):

@@ -2,6 +2,7 @@
 
     python benchmarks/mfu.py --write                                       # on an H200: every row that its memory holds
     python benchmarks/mfu.py --configs=full_qwen3_1.5b --block_sizes=4096 --tokens=16384 --steps=100 --write
+    python benchmarks/mfu.py --configs=full_qwen3_1.5b --fp8=tensorwise --write
     python benchmarks/mfu.py --configs=quickstart --block_sizes=64 --tokens=128 --steps=3       # a smoke test on CPU
 
 Each row is train.py itself in a process of its own, with optimizer, data (the embedded corpus, whose ids every vocabulary
@@ -66,7 +67,8 @@ def measure(c: BenchmarkConfig, name: str, T: int) -> dict[str, Any]:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         logs = list(Path(folder).glob("run_*.jsonl"))
         events = [json.loads(line) for file in logs for line in file.read_text().splitlines()]
-    steps = [e for e in events if e["event"] == "train"][c.steps // 3 :]
+    logged = [e for e in events if e["event"] == "train"]
+    steps = logged[c.steps // 3 :]
     if done.returncode or not steps:
         lines = done.stderr.strip().splitlines()
         return {"failed": lines[-1][:300] if lines else f"exit code {done.returncode}"}
@@ -82,6 +84,8 @@ def measure(c: BenchmarkConfig, name: str, T: int) -> dict[str, Any]:
         "params": events[0]["model"]["params"],
         "matmul TFLOP/s": events[0]["hardware"]["matmul_flops_per_s"] / 1e12,
         "steps": len(steps),
+        "attention_backend": events[0]["hardware"]["attention_backend"],
+        "losses": [round(e["loss"], 4) for e in logged[9::10]],  # of every tenth step: FP8 beside bf16 at equal tokens
     }
 
 
@@ -101,7 +105,8 @@ def main(argv: Sequence[str]) -> int:
             row = results[f"{name} T {T}"] = measure(c, name, T)
             print(f"{name} T {T}: {row}", flush=True)
     if c.write:
-        write_result(f"mfu_{device.type}_{c.tokens}", "mfu.py", argv, device, config=asdict(c), results=results)
+        name = f"mfu_{device.type}_{c.tokens}" + ("" if c.fp8 == "none" else f"_fp8_{c.fp8}")
+        write_result(name, "mfu.py", argv, device, config=asdict(c), results=results)
     return 0
 
 

@@ -69,7 +69,94 @@ def losses() -> list[str]:
     return lines
 
 
-TABLES = {"train_step": train_steps, "loss": losses}
+def attention() -> list[str]:
+    lines = []
+    for file, record in results("attention_*.json"):
+        shapes = record["results"]
+        lines += [f"ms of a forward and backward pass, {record['config']['dtype']}. {source(file, record)}", ""]
+        names = list(next(iter(shapes.values())))
+        cell = lambda row: row.get("cannot") or f"{row['ms']:,.2f} ({row['GFLOP/s']:,} GFLOP/s)"  # noqa: E731
+        lines += table(
+            ["B x H:K x T x D", *names], [[shape, *(cell(rows[n]) for n in names)] for shape, rows in shapes.items()]
+        )
+        lines += [""]
+    return lines
+
+
+def time_to_loss() -> list[str]:
+    lines = []
+    for file, record in results("time_to_loss.json"):
+        rows = [
+            [name, f"{r['params']:,}", f"{r['tokens']:,}", f"{r['seconds']:,.0f}", f"{r['val bits per byte']:.3f}"]
+            for name, r in record["results"].items()
+        ]
+        ours, theirs = (record["results"][name] for name in ("nanofoundry", "nanoGPT"))
+        reached = "reached" if ours["val bits per byte"] <= theirs["val bits per byte"] else "not reached"
+        lines += [source(file, record), ""]
+        lines += table(["recipe", "parameters", "tokens", "seconds of training", "validation bits per byte"], rows)
+        lines += ["", f"Its quality is {reached} in {ours['seconds'] / theirs['seconds']:.2f} of its time."]
+    return lines
+
+
+def strategies() -> list[str]:
+    ((file, record),) = results("parallel.json")
+    c, steps = record["config"], record["results"]["step of 2 ranks"]
+    lines = [
+        f"{record['parameters']:,} parameters ({c['n_layer']} layers of {c['n_embd']}, vocabulary {c['vocab_size']:,}), "
+        f"{c['batch_size']} x {c['block_size']} tokens a rank, bf16 on fp32 weights, gloo, one thread a rank. MB of one rank, "
+        f"theory in brackets; ms of a step, medians of {c['steps']} rounds in which all take turns. {source(file, record)}",
+        "",
+    ]
+    rows = []
+    for name, memory in record["results"]["memory"].items():
+        cells = [f"{memory['measured_mb'][k]:,.0f}" for k in ("parameters", "gradients")]
+        cells += [f"{memory['measured_mb'][k]:,.0f} ({memory['theory_mb'][k]:,.0f})" for k in ("optimizer", "peak")]
+        step = None if name.endswith("4 ranks") else steps[name.split(",")[0]]
+        cells += [f"{step['step_ms']:,.0f}", f"{step['times_ddp']:.2f}"] if step else ["", ""]
+        rows.append([name, *cells])
+    return lines + table(["", "weights", "gradients", "optimizer", "peak", "step", "of DDP's"], rows)
+
+
+def checkpoints() -> list[str]:
+    ((file, record),) = results("checkpoint.json")
+    one, two = record["results"]["1 rank"], record["results"]["2 ranks"]
+    lines = [
+        f"{one['mb']:.0f} MB of fp32 weights and AdamW state, ms, medians of {record['config']['rounds']}, taken in turn, an "
+        f"fsync of every file and folder on each side. {source(file, record)}",
+        "",
+    ]
+    saves = [[n, *(f"{r[k][n]:,.0f}" for r in (one, two) for k in ("save", "blocked"))] for n in one["save"]]
+    loads = [[n, *(f"{r['load'][n]:,.0f}" for r in (one, two))] for n in one["load"]]
+    lines += table(["save", "1 rank", "training blocked", "2 ranks", "training blocked"], saves) + [""]
+    return lines + table(["load, from the page cache", "1 rank", "2 ranks"], loads)
+
+
+def gpu() -> list[str]:
+    lines = []
+    for file, record in results("mfu_*.json"):
+        c = record["config"]
+        precision = "bf16" if c["fp8"] == "none" else f"FP8 ({c['fp8']})"
+        lines += [f"{precision}, {c['tokens']:,} tokens a step, {c['steps']} steps. {source(file, record)}", ""]
+        rows = []
+        for name, r in record["results"].items():
+            if "failed" in r:
+                rows.append([name, r["failed"], "", "", ""])
+                continue
+            mfu = "n/a" if r["mfu"] is None else f"{r['mfu']:.1%}"
+            rows.append([name, f"{r['tokens/s']:,}", mfu, f"{r['of matmul rate']:.0%}", f"{r['memory GB']:.1f}"])
+        lines += table(["", "tokens/s", "MFU", "of the matmul rate", "GB"], rows) + [""]
+    return lines or ["No figure is stored: no GPU has been had yet."]
+
+
+TABLES = {
+    "train_step": train_steps,
+    "loss": losses,
+    "attention": attention,
+    "time_to_loss": time_to_loss,
+    "gpu": gpu,
+    "strategies": strategies,
+    "checkpoints": checkpoints,
+}
 
 
 def render(text: str) -> str:
