@@ -27,7 +27,7 @@ PARAMETERS = {
     "full_llama_124m": 123_551_232,
     "full_llama3_124m": 124_730_880,
     "full_qwen3_124m": 123_552_768,
-    "quickstart": 4_590_336,
+    "quickstart": 4_753_536,
     "compare_tiny_gpt2": 1_350_400,
     "compare_tiny_llama2": 1_352_832,
     "compare_tiny_llama3": 1_348_736,
