@@ -54,9 +54,9 @@ class Block(nn.Module):
         return x
 
 
-class TiedEmbedding(torch.autograd.Function):
-    """weight [V, C], ids [B, T] -> the rows of the ids [B, T, C], and the weight once more, as the output head's. The gradient
-    of the embedding is added to its rows of the head's, instead of to a second [V, C] of zeros."""
+class Embedding(torch.autograd.Function):
+    """weight [V, C], ids [B, T] -> the rows of the ids [B, T, C], and the weight once more, for an output head that is tied to
+    it. The gradient of the rows is added to that of the head, instead of to a second [V, C] of zeros."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,9 +66,24 @@ class TiedEmbedding(torch.autograd.Function):
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, grad_head: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
-        # In place: linear and the losses make a gradient of the head for this function alone. index_put_ sorts on CUDA, so
-        # that its sums are the same in every run; index_add_ would not be.
-        return grad_head.index_put_((ids.flatten(),), grad.flatten(0, 1).to(grad_head.dtype), accumulate=True), None
+        # In place: linear and the losses make the gradient of a head for this function alone; without one it is zeros
+        add_rows(grad_head, ids.flatten(), grad.flatten(0, 1).to(grad_head.dtype))
+        return grad_head, None
+
+
+# An operator of its own, since the compiler's sum for rows that occur several times is in the order in which threads come
+@torch.library.custom_op("nanofoundry::add_rows", mutates_args=("table",))
+def add_rows(table: Tensor, ids: Tensor, rows: Tensor) -> None:
+    """table[ids[i]] += rows[i] in an order that is the same in every run: table [V, C], ids [N], rows [N, C]."""
+    if table.device.type == "cpu":
+        table.index_add_(0, ids, rows)
+    else:
+        table.index_put_((ids,), rows, accumulate=True)  # sorts on CUDA, where index_add_ does not
+
+
+@add_rows.register_fake
+def _(table: Tensor, ids: Tensor, rows: Tensor) -> None:
+    return None
 
 
 class ConfigurableGPT(nn.Module):
@@ -109,10 +124,9 @@ class ConfigurableGPT(nn.Module):
         targets that are not -100, in nats. With a cache the tokens follow those that it holds. With document_starts [B, T],
         the column where each token's document begins in its row, every document is by itself: no token sees another's,
         and positions begin at 0 in each. Raises ValueError for more positions than block_size."""
-        if self.lm_head is None:
-            x, head = TiedEmbedding.apply(self.token_embedding.weight, input_ids)
-        else:
-            x, head = self.token_embedding(input_ids), self.lm_head.weight
+        x, head = Embedding.apply(self.token_embedding.weight, input_ids)
+        if self.lm_head is not None:
+            head = self.lm_head.weight
         x = self.stack(x, document_starts, kv_cache)
         if targets is None:
             return linear(x, head), None
@@ -139,7 +153,7 @@ class ConfigurableGPT(nn.Module):
             raise ValueError(f"{start + T} positions exceed block_size={self.config.block_size}: shorten the input")
         if self.position_embedding is not None:
             table = self.position_embedding.weight
-            x = x + (table[start : start + T] if positions is None else F.embedding(positions, table))
+            x = x + (table[start : start + T] if positions is None else Embedding.apply(table, positions)[0])
         x = self.dropout(x)
         angles = None
         if self.rope is not None:

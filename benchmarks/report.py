@@ -64,8 +64,11 @@ def losses() -> list[str]:
         c = record["config"]
         how = "compiled" if c["compile"] else "eager"
         lines += [f"{c['vocab_size']:,} words, {c['tokens']:,} tokens, {how}; {CLOCKS[c['clock']]}. {source(file, record)}", ""]
-        rows = [[name, f"{r['ms']:,.0f}", f"{r['extra GB']:.2f}", f"{r['error']:.1e}"] for name, r in record["results"].items()]
-        lines += table(["loss", "ms", "GB at the peak", "error of the gradients"], rows) + [""]
+        rows = [
+            [name, f"{r['loss']:.4f}", f"{r['ms']:,.0f}", f"{r['extra GB']:.2f}", f"{r['error']:.1e}"]
+            for name, r in record["results"].items()
+        ]
+        lines += table(["", "loss", "ms", "GB at the peak", "error of the gradients"], rows) + [""]
     return lines
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model_builder import ConfigurableGPT
+from model_builder import ConfigurableGPT, Embedding
 from model_config import ModelArchitectureConfig, get_preset_config
 from training.config import load_config
 
@@ -27,7 +27,7 @@ PARAMETERS = {
     "full_llama_124m": 123_551_232,
     "full_llama3_124m": 124_730_880,
     "full_qwen3_124m": 123_552_768,
-    "quickstart": 4_590_336,
+    "quickstart": 4_753_536,
     "compare_tiny_gpt2": 1_350_400,
     "compare_tiny_llama2": 1_352_832,
     "compare_tiny_llama3": 1_348_736,
@@ -201,3 +201,26 @@ def test_the_table_has_every_knob():
     assert set(KNOBS) | {"attention_backend", "loss_backend", "z_loss"} == {
         f.name for f in dataclasses.fields(ModelArchitectureConfig)
     }
+
+
+def test_the_embeddings_gradient_has_the_same_bits_in_every_run():
+    """Of rows that occur several times; torch's own sum, compiled, is in the order in which its threads come."""
+    ids = torch.randint(3, (4, 2048), generator=torch.Generator().manual_seed(0))
+    weight = torch.zeros(8, 16, requires_grad=True)
+    scale = torch.randn(4, 2048, 16, generator=torch.Generator().manual_seed(1))
+
+    def gradient(apply):
+        rows, head = apply(weight, ids)
+        return torch.autograd.grad((rows * scale).sum() + (head**2 + 2 * head).sum(), weight)[0]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    torch.compiler.reset()
+    try:
+        for apply in (Embedding.apply, torch.compile(Embedding.apply, fullgraph=True, dynamic=False)):
+            first = gradient(apply)
+            assert all(gradient(apply).equal(first) for _ in range(20))
+            expected = 2 + torch.zeros(8, 16).double().index_add(0, ids.flatten(), scale.flatten(0, 1).double())
+            torch.testing.assert_close(first.double(), expected, rtol=1e-5, atol=1e-4)
+    finally:
+        torch.set_num_threads(threads)
