@@ -151,7 +151,21 @@ def gpu() -> list[str]:
     return lines or ["No figure is stored: no GPU has been had yet."]
 
 
+def tuning() -> list[str]:
+    ((_, record),) = results("quickstart_tuning.json")
+    lines = []
+    for search in record["searches"]:
+        lines += [f"`{search['command']}`: {search['unit']}. {search['device']}.", ""]
+        rows = [
+            [f"`{r['flags']}`", f"{r['seconds']:.0f}" if "seconds" in r else "", f"{r['val_bits_per_byte']:.3f}"]
+            for r in search["results"]
+        ]
+        lines += table(["flags", "seconds", "validation bits per byte"], rows) + [""]
+    return lines
+
+
 TABLES = {
+    "tuning": tuning,
     "train_step": train_steps,
     "loss": losses,
     "attention": attention,
