@@ -93,15 +93,17 @@ def run(words: list[str], flags: dict[str, Any], c: BenchmarkConfig, steps: int,
     }
 
 
-def timed(words: list[str], flags: dict[str, Any], c: BenchmarkConfig, seconds: float, tokens: int) -> dict[str, Any]:
-    """A run whose schedule ends after `seconds` of training, or a tenth less; the machine's speed changes between runs, so that
-    it may take a few."""
+def timed(
+    words: list[str], flags: dict[str, Any], c: BenchmarkConfig, seconds: tuple[float, float], tokens: int
+) -> dict[str, Any]:
+    """A run whose schedule ends between these seconds of training; the machine's speed changes, so that it may take a few."""
+    least, most = seconds
     done = run(words, flags, c, 20, tokens)
     for _ in range(ATTEMPTS):
-        done = run(words, flags, c, max(2, round(0.96 * done["steps"] * seconds / done["seconds"])), tokens)
-        if 0.9 * seconds <= done["seconds"] <= seconds:
+        done = run(words, flags, c, max(2, round(done["steps"] * (least + most) / 2 / done["seconds"])), tokens)
+        if least <= done["seconds"] <= most:
             break
-        print(f"{done['seconds']:.0f} s in place of {seconds:.0f}: once more", flush=True)
+        print(f"{done['seconds']:.0f} s are not between {least:.0f} and {most:.0f}: once more", flush=True)
     return done
 
 
@@ -110,9 +112,10 @@ def main(argv: Sequence[str]) -> int:
         c = config_from_flags(BenchmarkConfig, argv)
         if not c.seconds > 0 or not 0 < c.share <= 1:
             raise ValueError(f"--seconds={c.seconds} must be positive and --share={c.share} in (0, 1]")
-    results = {"nanoGPT": timed([], NANOGPT, c, c.seconds, 12 * 64)}
+    results = {"nanoGPT": timed([], NANOGPT, c, (0.95 * c.seconds, 1.1 * c.seconds), 12 * 64)}
     print(f"nanoGPT's recipe: {results['nanoGPT']}", flush=True)
-    results["nanofoundry"] = timed([QUICKSTART], {}, c, c.share * results["nanoGPT"]["seconds"], 24 * 64)
+    most = c.share * results["nanoGPT"]["seconds"]
+    results["nanofoundry"] = timed([QUICKSTART], {}, c, (0.9 * most, most), 24 * 64)
     print(f"ours:             {results['nanofoundry']}", flush=True)
     a, b = results["nanofoundry"], results["nanoGPT"]
     reached = a["val bits per byte"] <= b["val bits per byte"]
