@@ -1,12 +1,15 @@
 """README.md says what the code says. Its commands are run, as written, by tests/readme_commands.py, which .ci/run calls."""
 
+import json
 import re
 from pathlib import Path
 
+import torch
 from readme_commands import readme_commands
 
 from model_builder import ConfigurableGPT
 from model_config import PRESET_CONFIGS, get_preset_config
+from training.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -18,12 +21,23 @@ def test_the_config_file_it_explains_is_the_config_file():
 
 
 def test_the_presets_have_the_parameters_it_gives():
-    import torch
-
     for name in PRESET_CONFIGS:
         with torch.device("meta"):
             params = ConfigurableGPT(get_preset_config(name)).get_num_params()
         assert re.search(rf"^\| `{name}` .*\| {params:,} \|$", README, flags=re.MULTILINE)
+
+
+def test_the_quickstarts_figures_are_those_of_its_log():
+    log = (ROOT / "benchmarks" / "results" / "quickstart.jsonl").read_text().splitlines()
+    start, *events = map(json.loads, log)
+    params, last = start["model"]["params"], [e for e in events if e["event"] == "eval"][-1]
+    with torch.device("meta"):
+        assert params == ConfigurableGPT(load_config([str(ROOT / "config" / "quickstart.py")])[0]).get_num_params()
+    said = f"{params / 1e6:.1f} M parameters after {last['tokens'] / 1e6:.1f} M tokens, stands at {last['val_bits_per_byte']:.2f} bits"
+    assert said in " ".join(README.split())
+    recipe = json.loads((ROOT / "benchmarks" / "results" / "time_to_loss.json").read_text())["results"]
+    ours, theirs = recipe["nanofoundry"], recipe["nanoGPT"]
+    assert ours["val bits per byte"] <= theirs["val bits per byte"] and 3 * ours["seconds"] <= theirs["seconds"] * 1.01
 
 
 def test_ci_runs_every_command():
