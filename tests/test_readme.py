@@ -33,7 +33,8 @@ def test_the_quickstarts_figures_are_those_of_its_log():
     params, last = start["model"]["params"], [e for e in events if e["event"] == "eval"][-1]
     with torch.device("meta"):
         assert params == ConfigurableGPT(load_config([str(ROOT / "config" / "quickstart.py")])[0]).get_num_params()
-    said = f"{params / 1e6:.1f} M parameters after {last['tokens'] / 1e6:.1f} M tokens, stands at {last['val_bits_per_byte']:.2f} bits"
+    tokens, bits = last["tokens"] / 1e6, last["val_bits_per_byte"]
+    said = f"{params / 1e6:.1f} M parameters after {tokens:.1f} M tokens, stands at {bits:.2f} bits per byte"
     assert said in " ".join(README.split())
     recipe = json.loads((ROOT / "benchmarks" / "results" / "time_to_loss.json").read_text())["results"]
     ours, theirs = recipe["nanofoundry"], recipe["nanoGPT"]
