@@ -64,6 +64,7 @@ class Embedding(torch.autograd.Function):
         return F.embedding(ids, weight), weight.view_as(weight)
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, grad_head: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
         # In place: linear and the losses make the gradient of a head for this function alone; without one it is zeros
@@ -124,7 +125,10 @@ class ConfigurableGPT(nn.Module):
         targets that are not -100, in nats. With a cache the tokens follow those that it holds. With document_starts [B, T],
         the column where each token's document begins in its row, every document is by itself: no token sees another's,
         and positions begin at 0 in each. Raises ValueError for more positions than block_size."""
-        x, head = Embedding.apply(self.token_embedding.weight, input_ids)
+        if torch.is_grad_enabled():
+            x, head = Embedding.apply(self.token_embedding.weight, input_ids)
+        else:  # the weight itself, whose cast autocast keeps
+            x, head = self.token_embedding(input_ids), self.token_embedding.weight
         if self.lm_head is not None:
             head = self.lm_head.weight
         x = self.stack(x, document_starts, kv_cache)

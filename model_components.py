@@ -272,9 +272,13 @@ FLASH_PACKAGES = {
     "flash_attn_4": ("flash_attn.cute", "pip install flash-attn-4"),
 }
 
-# torch's kernels, what it takes where nothing else is said first; one of them put before the others
+# torch's kernels, one of which is put before the others; "sdpa" leaves the order to torch, whose versions differ
 TORCH_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
-PREFERRED_KERNELS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION}
+PREFERRED_KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
 
 
 def sdpa_preferring(kernel: SDPBackend) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:

@@ -43,7 +43,7 @@ class ModelArchitectureConfig:
     activation: Literal["gelu", "gelu_tanh", "silu", "relu"] = "gelu_tanh"
     ffn_type: Literal["standard", "swiglu"] = "standard"  # swiglu gates with `activation`; the name is for silu
     attention_backend: Literal[
-        "auto", "sdpa", "cudnn", "efficient", "flash_attn_2", "flash_attn_3", "flash_attn_4", "manual"
+        "auto", "sdpa", "flash", "cudnn", "efficient", "flash_attn_2", "flash_attn_3", "flash_attn_4", "manual"
     ] = "auto"
     qk_norm: bool = False  # normalise q and k over head_dim, before RoPE
     bias: bool = True  # of every linear layer and of LayerNorm

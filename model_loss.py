@@ -79,6 +79,7 @@ class ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
         return grad_x.mul_(grad), grad_weight.to(ctx.weight_dtype).mul_(grad), None, None, None, None, None

@@ -135,7 +135,7 @@ def train(
     notes = model_config.notes() + config.notes() + dataset.notes + ([space_note] if space_note else [])
     if world.size == 1 and (config.use_zero1 or config.use_fsdp):
         notes.append(f"{'use_zero1' if config.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one")
-    if config.document_masking and device.type == "cuda" and model_config.attention_backend.startswith("flash"):
+    if config.document_masking and device.type == "cuda" and model_config.attention_backend not in ("auto", "manual"):
         notes.append(f"attention_backend={model_config.attention_backend!r} gives way to flex attention: document_masking=True")
     if config.dashboard and not sys.stderr.isatty():
         notes.append("dashboard=True gives way to lines: the output is no terminal")
@@ -174,8 +174,8 @@ def train(
     show = Dashboard if config.dashboard and sys.stderr.isatty() else metrics.Progress
     progress = show(state["step"], config.max_iters, world.rank)
     progress.say(f"{model_config.summary()}\n{derived['params']:,} parameters, {tokens_per_step:,} tokens a step")
-    if kernels_ms:
-        progress.say(f"attention_backend={kernel!r}; ms a layer: {kernels_ms}")
+    if kernel != model_config.attention_backend:
+        progress.say(f"attention_backend={kernel!r}; ms a layer: {kernels_ms or 'measured when the run began'}")
     processes = f"{world.size} processes ({strategy.name}), " if world.size > 1 else ""
     progress.say(f"{processes}{hardware['device_name']}, {hardware['dtype']}; run log {run_log.path}")
     for s in data["sources"]:
@@ -232,7 +232,7 @@ def train(
                     "grad_scaler": scaler.state_dict(),
                     "guard": guard.state(),
                     "wandb_run_id": state["wandb_run_id"],
-                    "attention_backend": kernel,
+                    "attention_backend": kernel if model_config.attention_backend == "auto" else None,
                     "data": data,
                 }
                 checkpoints.save(strategy.tensors(model, optimizers), state, resolved, wait=ending)

@@ -94,7 +94,9 @@ def time_to_loss() -> list[str]:
             for name, r in record["results"].items()
         ]
         ours, theirs = (record["results"][name] for name in ("nanofoundry", "nanoGPT"))
-        reached = "reached" if ours["val bits per byte"] <= theirs["val bits per byte"] else "not reached"
+        in_time = ours["seconds"] <= record["config"]["share"] * theirs["seconds"]
+        better = ours["val bits per byte"] <= theirs["val bits per byte"]
+        reached = "reached" if in_time and better else "not reached"
         lines += [source(file, record), ""]
         lines += table(["recipe", "parameters", "tokens", "seconds of training", "validation bits per byte"], rows)
         lines += ["", f"Its quality is {reached} in {ours['seconds'] / theirs['seconds']:.2f} of its time."]

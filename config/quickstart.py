@@ -24,7 +24,7 @@ batch_size = 24
 gradient_accumulation_steps = 2
 max_iters = 350
 
-optimizer = "muon"  # docs/PERFORMANCE.md: AdamW is 0.28 bits per byte behind in the same time
+optimizer = "muon"  # docs/PERFORMANCE.md has what was tried
 learning_rate = 8e-3
 min_lr = 0.0
 lr_schedule = "linear"

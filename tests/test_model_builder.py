@@ -224,3 +224,12 @@ def test_the_embeddings_gradient_has_the_same_bits_in_every_run():
             torch.testing.assert_close(first.double(), expected, rtol=1e-5, atol=1e-4)
     finally:
         torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_second_derivative_is_refused_and_not_wrong(tied):
+    model = ConfigurableGPT(tiny(weight_tying=tied))
+    ids = torch.randint(61, (2, 8))
+    grads = torch.autograd.grad(model(ids, ids)[1], list(model.parameters()), create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        sum(g.square().sum() for g in grads).backward()

@@ -61,7 +61,7 @@ def test_a_registry_holds_what_the_config_names_and_nothing_else():
     assert set(ACTIVATIONS) == set(choices("activation"))
     assert set(FFNS) == set(choices("ffn_type"))
     assert set(ATTENTION_BACKENDS) == set(choices("attention_backend")) - {"auto"}
-    assert set(FLASH_PACKAGES) == {name for name in choices("attention_backend") if name.startswith("flash")}
+    assert set(FLASH_PACKAGES) == {name for name in choices("attention_backend") if name.startswith("flash_attn")}
     for position in choices("position_encoding"):
         model = ConfigurableGPT(tiny(position_encoding=position))
         built = (model.position_embedding is not None, model.rope is not None)
@@ -148,7 +148,7 @@ def plain_attention(q, k, v):
     return torch.stack(rows, dim=2).float()
 
 
-@pytest.mark.parametrize("backend", ["manual", "sdpa", "cudnn", "efficient"])  # the last two fall back to what the CPU has
+@pytest.mark.parametrize("backend", ["manual", "sdpa", *sorted(PREFERRED_KERNELS)])  # the last fall back to what the CPU has
 @pytest.mark.parametrize("K", [4, 2, 1])  # MHA, GQA, MQA of four query heads
 @pytest.mark.parametrize("T, S", [(1, 1), (7, 7), (1, 9), (3, 9), (8, 9)])
 @pytest.mark.parametrize("rows", [3, 128])
@@ -269,6 +269,14 @@ def test_one_graph_under_compile(backend, log):
     for p, expected in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(p.grad, expected, rtol=1e-4, atol=1e-6)
     assert len(log) == (backend == "flash_attn_2")
+
+
+@pytest.mark.parametrize("backend", sorted(PREFERRED_KERNELS))
+def test_a_preferred_kernel_is_torchs_first(backend, monkeypatch):
+    first = []
+    monkeypatch.setattr(model_components, "attend_sdpa", lambda *a: first.append(torch._C._get_sdp_priority_order()[0]))
+    ATTENTION_BACKENDS[backend](None, None, None, 0.0)
+    assert first == [int(PREFERRED_KERNELS[backend])]
 
 
 @pytest.mark.parametrize("backend", sorted(PREFERRED_KERNELS))

@@ -129,3 +129,19 @@ def test_the_model_obeys(preset):
     model.eval()
     _, evaluated = model(ids[:, :-1], ids[:, 1:])
     torch.testing.assert_close(evaluated, results[1][0])  # the extra term is for training: an evaluation is comparable
+
+
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 4 * 97 * 3])  # all tokens at once, three at a time
+def test_a_kept_graph_or_a_second_derivative_is_refused(chunk_bytes, monkeypatch):
+    """Its gradients are scaled in place: what cannot be right is an error, not a number."""
+    monkeypatch.setattr(model_loss, "CHUNK_BYTES", chunk_bytes)
+    x = torch.randn(1, 7, 4, requires_grad=True)
+    weight = torch.randn(97, 4, requires_grad=True)
+    targets = torch.arange(7)[None]
+    loss = head_loss(x, weight, targets, "chunked")
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+    (grad,) = torch.autograd.grad(head_loss(x, weight, targets, "chunked") ** 2, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import report, time_to_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -76,3 +76,13 @@ def test_a_row_of_the_report(monkeypatch, tmp_path):
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     text = "\n".join(report.train_steps())
     assert "| bf16 eager (200 GFLOP/s) | 150 (50%, 1.00 GB) | 100 (50%, 1.00 GB) | 1.51 |" in text and "bf16 1.50" in text
+
+
+@pytest.mark.parametrize("speeds, ends_at", [([2.0, 2.0], 10.0), ([2.0, 1.0, 1.0], 10.0), ([1.0, 4.0, 2.0, 4.0, 1.0], 40.0)])
+def test_a_recipe_runs_again_where_the_machine_changed_its_speed(speeds, ends_at, monkeypatch):
+    """20 steps first; then as many as end between 9 and 11 seconds; the last of four attempts stands."""
+    left = iter(speeds)
+    monkeypatch.setattr(time_to_loss, "run", lambda w, f, c, steps, t: {"steps": steps, "seconds": steps / next(left)})
+    assert time_to_loss.timed([], {}, time_to_loss.BenchmarkConfig(), (9.0, 11.0), 64)["seconds"] == pytest.approx(
+        ends_at, abs=0.6
+    )

@@ -2,25 +2,29 @@
 
     kernel, ms = choose_kernel(model_config, config, device, dtype, world)      # "cudnn", {"cudnn": 1.2, "sdpa": 2.3, …}
 
-Which one wins differs between generations of GPUs: cuDNN's is twice as fast as torch's default on Hopper, and slower on A100.
-Rank 0 measures and all follow; a checkpoint keeps the choice, so that a run which goes on computes the same bits. On CPU the
-choice is a table (model_components.choose_backend). flex_attention is not among the candidates: for a mask that is merely
-causal its generated kernel is FlashAttention's schedule once more; with document_masking=True it runs, and nothing is chosen.
+Which one wins differs between generations of GPUs and versions: cuDNN's is far ahead of FlashAttention 2 on Hopper and behind
+on A100, and what torch takes by itself ("sdpa") has changed. Rank 0 measures and all follow; a checkpoint keeps the choice, so
+that a run which goes on computes the same bits. On CPU the choice is a table (model_components.choose_backend). flex_attention
+is not among the candidates: for a mask that is merely causal its generated kernel is FlashAttention's schedule once more; with
+document_masking=True it runs, and nothing is chosen.
 """
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 
 import torch
 import torch.utils.benchmark
 from torch import Tensor
+from torch.nn.attention import sdpa_kernel
 
-from model_components import ATTENTION_BACKENDS, attend_manual, backend_problem
+from model_components import ATTENTION_BACKENDS, PREFERRED_KERNELS, attend_manual, attend_sdpa, backend_problem
 from model_config import ModelArchitectureConfig
 from training.config import TrainConfig
 from training.dist import World
 
-CANDIDATES = ("sdpa", "cudnn", "efficient", "flash_attn_2", "flash_attn_3", "flash_attn_4")
+CANDIDATES = ("sdpa", "flash", "cudnn", "efficient", "flash_attn_2", "flash_attn_3", "flash_attn_4")
+CHECKED_TOKENS = 512  # of one sequence, against attention written out in fp32
 
 
 def choose_kernel(
@@ -32,11 +36,12 @@ def choose_kernel(
     saved: str | None = None,
 ) -> tuple[str, dict[str, float | str]]:
     """The attention_backend that a run uses, and the ms of a forward and backward pass (or why there is none) of each that was
-    tried: what the configuration names; for `auto` on CUDA `saved`, if it can run here, or the fastest; elsewhere `auto`."""
+    tried: what the configuration names; for `auto` on CUDA `saved`, if it can run on every rank, or the fastest; elsewhere
+    `auto`."""
     c = model_config
     if c.attention_backend != "auto" or device.type != "cuda" or config.document_masking:
         return c.attention_backend, {}
-    if saved not in (None, "auto") and backend_problem(saved, device.type, dtype, c.dropout) is None:
+    if saved in CANDIDATES and world.first(backend_problem(saved, device.type, dtype, c.dropout)) is None:
         return saved, {}
     results: dict[str, float | str] = {}
     if world.rank == 0:
@@ -55,8 +60,8 @@ def time_kernels(
     candidates: Iterable[str] = CANDIDATES,
     seconds: float = 0.2,
 ) -> dict[str, float | str]:
-    """shape (B, H, K, T, D) -> median ms of a forward and backward pass of each candidate, or why it cannot run; one whose
-    output is not attention's cannot."""
+    """shape (B, H, K, T, D) -> median ms of a forward and backward pass of each candidate, or why it cannot run: one whose
+    output or gradients are not attention's cannot, and one of torch's kernels in whose place torch would take another."""
     B, H, K, T, D = shape
     generator = torch.Generator(device).manual_seed(0)
     random = lambda *size: torch.randn(size, generator=generator, device=device).to(dtype)  # noqa: E731
@@ -65,23 +70,41 @@ def time_kernels(
     grad = random(B, H, T, D)
     results: dict[str, float | str] = {}
     for name in candidates:
+        only = sdpa_kernel(PREFERRED_KERNELS[name]) if name in PREFERRED_KERNELS else contextlib.nullcontext()
+        attend = attend_sdpa if name in PREFERRED_KERNELS else ATTENTION_BACKENDS[name]
+        step = lambda: torch.autograd.grad(attend(q, k, v, dropout), (q, k, v), grad)  # noqa: B023, E731
         problem = backend_problem(name, device.type, dtype, dropout)
         try:
-            problem = problem or wrong_output(ATTENTION_BACKENDS[name], q, k, v)
-            if problem is None:
-                step = lambda: torch.autograd.grad(ATTENTION_BACKENDS[name](q, k, v, dropout), (q, k, v), grad)  # noqa: B023, E731
-                timer = torch.utils.benchmark.Timer("step()", globals={"step": step})
-                results[name] = 1e3 * timer.blocked_autorange(min_run_time=seconds).median
+            with only:
+                problem = problem or wrong_results(attend, q, k, v, grad)
+                if problem is None and not all(g.isfinite().all() for g in step()):
+                    problem = "its gradients are not finite"
+                if problem is None:
+                    threads = torch.get_num_threads()
+                    timer = torch.utils.benchmark.Timer("step()", globals={"step": step}, num_threads=threads)
+                    results[name] = 1e3 * timer.blocked_autorange(min_run_time=seconds).median
         except Exception as error:  # whatever a kernel does with a shape or a GPU that it does not know
             problem = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         if problem:
             results[name] = problem
+    if device.type == "cuda":  # the run's peak of memory is not that of this
+        del q, k, v, grad
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     return results
 
 
-def wrong_output(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor) -> str | None:
-    """Compared with attention written out in fp32, on one sequence."""
-    with torch.no_grad():
-        q, k, v = q[:1], k[:1], v[:1]
-        difference = (attend(q, k, v, 0.0).float() - attend_manual(q.float(), k.float(), v.float(), 0.0)).abs().max().item()
-    return None if difference < 0.05 else f"its output is wrong by {difference:.2g}"
+def wrong_results(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> str | None:
+    """Output and gradients of the first tokens of one sequence beside those of attention written out in fp32."""
+    inputs = [t[:1, :, :CHECKED_TOKENS].detach() for t in (q, k, v)]
+    grad = grad[:1, :, :CHECKED_TOKENS]
+    found = []
+    for function, dtype in ((attend, q.dtype), (attend_manual, torch.float32)):
+        own = [t.to(dtype).requires_grad_() for t in inputs]
+        out = function(*own, 0.0)
+        found.append([out, *torch.autograd.grad(out, own, grad.to(dtype))])
+    for name, got, expected in zip(("output", "dq", "dk", "dv"), *found, strict=True):
+        error = ((got.float() - expected).norm() / expected.norm()).item()
+        if not error < 0.05:
+            return f"its {name} is wrong by {error:.2g}"
+    return None
