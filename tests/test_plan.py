@@ -171,10 +171,10 @@ def run_plan(capsys, *argv):
 
 def test_the_command(capsys):
     """On two A6000 of 154.8 dense TFLOP/s and 300 W."""
-    shape = ["config/full_qwen3_1.5b.py", "--n_layer=2", "--vocab_size=8192", "--d_ff=512", "--block_size=256"]
+    shape = ["config/full_qwen3_1.5b.py", "--n_layer=2", "--vocab_size=1024", "--d_ff=512", "--block_size=256"]
     p = run_plan(capsys, *shape, "--gpus=2", "--gpu=A6000", "--tokens=6e9", "--mfu=0.4", "--price_per_gpu_hour=0.5")
     (t,) = p["time"]
-    matmul = 2 * (2048 * 128 * (16 + 16) + 128 * 16 * 2048 + 3 * 2048 * 512) + 8192 * 2048
+    matmul = 2 * (2048 * 128 * (16 + 16) + 128 * 16 * 2048 + 3 * 2048 * 512) + 1024 * 2048
     work = 6 * matmul + 6 * 2 * 16 * 128 * 256
     assert p["flops_per_token"] == work and p["flops"] == 6e9 * work and p["disk"]["data_gb"] == 24
     choice = p["recommended"]
