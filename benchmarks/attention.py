@@ -47,9 +47,9 @@ def measure(shape: tuple[int, ...], c: BenchmarkConfig, device: torch.device) ->
     seconds = 0.2 if device.type == "cuda" else 0.05
     rounds = [time_kernels(shape, device, dtype, candidates=candidates, seconds=seconds) for _ in range(c.rounds)]
     results = {}
-    for name, first in rounds[0].items():
-        if isinstance(first, str):
-            results[name] = {"cannot": first}
+    for name in candidates:
+        if problem := next((r[name] for r in rounds if isinstance(r[name], str)), None):
+            results[name] = {"cannot": problem}
             continue
         ms = statistics.median(r[name] for r in rounds)
         results[name] = {"ms": round(ms, 3), "GFLOP/s": round(6 * B * H * T * T * D / ms / 1e6)}

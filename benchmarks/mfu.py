@@ -21,7 +21,7 @@ import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.records import config_from_flags, write_result
 from training import dist
@@ -37,8 +37,8 @@ class BenchmarkConfig:
     tokens: int = 16_384  # of a step
     steps: int = 100
     compile: bool = True
-    activation_checkpointing: str = "none"
-    fp8: str = "none"  # or tensorwise, rowwise
+    activation_checkpointing: Literal["none", "selective", "full"] = "none"
+    fp8: Literal["none", "tensorwise", "rowwise"] = "none"
     device: str = "auto"
     write: bool = False
 

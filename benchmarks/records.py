@@ -8,6 +8,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import torch
 
+from model_config import check_field_types
 from training import dist, metrics
 from training.config import parse_flags
 
@@ -16,11 +17,13 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def config_from_flags(kind: type[Config], argv: Sequence[str]) -> Config:
-    """A benchmark's dataclass from its command line. Raises ValueError for what is no flag of it."""
+    """A benchmark's dataclass from its command line. Raises ValueError for what is no flag of it, or no value of a flag."""
     words, flags = parse_flags(argv, get_type_hints(kind))
     if words:
         raise ValueError(f"{words[0]!r} is no flag")
-    return kind(**flags)
+    config = kind(**flags)
+    check_field_types(config)
+    return config
 
 
 def write_result(name: str, script: str, argv: Sequence[str], device: torch.device, **fields: Any) -> Path:

@@ -72,6 +72,14 @@ def losses() -> list[str]:
     return lines
 
 
+def profiles() -> list[str]:
+    """What `train.py --profile` printed."""
+    lines = []
+    for file, record in results("profile_*.json"):
+        lines += [source(file, record), "", "```", *record["table"], "```", ""]
+    return lines
+
+
 def attention() -> list[str]:
     lines = []
     for file, record in results("attention_*.json"):
@@ -169,6 +177,7 @@ def tuning() -> list[str]:
 TABLES = {
     "tuning": tuning,
     "train_step": train_steps,
+    "profile": profiles,
     "loss": losses,
     "attention": attention,
     "time_to_loss": time_to_loss,

@@ -35,7 +35,7 @@ from benchmarks.contestants import CLOCKS
 from benchmarks.records import config_from_flags, write_result
 from inference.hf import save_hf
 from model_builder import ConfigurableGPT
-from model_config import check_field_types, get_preset_config
+from model_config import get_preset_config
 from training.config import user_errors
 from training.flops import flops_per_token
 
@@ -69,7 +69,6 @@ class BenchmarkConfig:
     write: bool = False
 
     def __post_init__(self) -> None:
-        check_field_types(self)
         for name, known in (("vs", ("hf", "nanogpt_shape", "litgpt")), ("modes", MODES)):
             for word in getattr(self, name).split(","):
                 if word not in known:

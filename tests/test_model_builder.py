@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model_builder import ConfigurableGPT, Embedding
 from model_config import ModelArchitectureConfig, get_preset_config
@@ -233,3 +234,20 @@ def test_a_second_derivative_is_refused_and_not_wrong(tied):
     grads = torch.autograd.grad(model(ids, ids)[1], list(model.parameters()), create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         sum(g.square().sum() for g in grads).backward()
+
+
+def test_without_gradients_autocast_casts_a_tied_weight_once():
+    """A sample draws token by token: a cast of [V, C] each time would cost more than the token."""
+    model = ConfigurableGPT(tiny())
+    casts = []
+
+    class Casts(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default and args[0].shape == model.head_weight.shape:
+                casts.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16), Casts():
+        for _ in range(3):
+            model(torch.zeros(1, 4, dtype=torch.long))
+    assert len(casts) == 1

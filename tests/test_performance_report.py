@@ -48,8 +48,10 @@ def test_a_benchmark_at_a_tiny_size(command):
 
 
 def test_wrong_flags_of_a_benchmark_are_one_line():
-    for flag, said in (("--vs=megatron", "'megatron' is none of"), ("--modes=fp8", "'fp8'"), ("--setting=best", "setting")):
-        done = subprocess.run([sys.executable, "benchmarks/train_step.py", flag], cwd=ROOT, capture_output=True, text=True)
+    wrong = [("train_step", "--vs=megatron", "'megatron' is none of"), ("train_step", "--modes=fp8", "'fp8'"),
+             ("train_step", "--setting=best", "setting"), ("mfu", "--fp8=foo", "fp8='foo' is not known")]  # fmt: skip
+    for script, flag, said in wrong:
+        done = subprocess.run([sys.executable, f"benchmarks/{script}.py", flag], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
 
 

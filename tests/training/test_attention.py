@@ -88,6 +88,18 @@ def test_timing_on_this_machine(monkeypatch):
     assert "its output is wrong by 1" in results["flash_attn_3"] and "its dq is wrong by 1" in results["flash_attn_4"]
 
 
+def test_kernels_are_timed_on_as_many_threads_as_the_run_has(monkeypatch):
+    threads, seen = torch.get_num_threads(), set()
+    sdpa = ATTENTION_BACKENDS["sdpa"]
+    monkeypatch.setitem(ATTENTION_BACKENDS, "sdpa", lambda *a: seen.add(torch.get_num_threads()) or sdpa(*a))
+    torch.set_num_threads(2)
+    try:
+        attention.time_kernels((1, 2, 2, 8, 8), CPU, BF16, candidates=["sdpa"], seconds=0.01)
+    finally:
+        torch.set_num_threads(threads)
+    assert seen == {2}
+
+
 def test_gradients_that_are_not_finite(monkeypatch):
     monkeypatch.setattr(attention, "wrong_results", lambda *a: None)
     monkeypatch.setitem(ATTENTION_BACKENDS, "sdpa", lambda q, k, v, dropout: (q * float("nan")) + 0 * (k.sum() + v.sum()))
