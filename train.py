@@ -29,10 +29,11 @@ from model_config import ModelArchitectureConfig
 from training import checkpoint, dist, flops, instruments, metrics
 from training.attention import choose_kernel
 from training.config import TrainConfig, load_config, user_errors
-from training.dashboard import Dashboard, check_rich
+from training.dashboard import check_rich
 from training.data import Dataset, dropout_seed, parse_mixture, tokenizer_files
-from training.evaluate import bits_per_byte, evaluate
+from training.evaluate import evaluate
 from training.fp8 import check_fp8
+from training.journal import Journal
 from training.optim import StepGuard, learning_rate_at, set_learning_rate, state_bytes
 from training.parallel import assign_shard, build_strategy
 
@@ -132,58 +133,33 @@ def train(
         if not config.eval_only:
             space_note = checkpoint.check_space(out_dir, state_bytes(optimizers), config.keep_last)
 
-    notes = model_config.notes() + config.notes() + dataset.notes + ([space_note] if space_note else [])
-    if world.size == 1 and (config.use_zero1 or config.use_fsdp):
-        notes.append(f"{'use_zero1' if config.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one")
-    if config.document_masking and device.type == "cuda" and model_config.attention_backend not in ("auto", "manual"):
-        notes.append(f"attention_backend={model_config.attention_backend!r} gives way to flex attention: document_masking=True")
-    if config.dashboard and not sys.stderr.isatty():
-        notes.append("dashboard=True gives way to lines: the output is no terminal")
+    notes = model_config.notes() + config.notes() + config.notes_here(model_config, device.type, world.size) + dataset.notes
+    notes += [space_note] if space_note else []
     if compile_problem:
         notes.append(f"compile=True is switched off: {compile_problem}")
+    if kernel != model_config.attention_backend:
+        notes.append(f"attention_backend={kernel!r}; ms a layer: {kernels_ms or 'measured when the run began'}")
     if world.rank == 0:
         out_dir.mkdir(parents=True, exist_ok=True)
         if source is None and not config.eval_only and (aside := checkpoint.set_aside_checkpoints(out_dir)):
             notes.append(f"the checkpoints of an earlier run are now in {aside}")
         for file in tokenizer_files(dataset.folders[0]):
             shutil.copy(file, out_dir)
-    hardware = {
-        "device": device.type,
-        "device_name": dist.device_name(device),
-        "world_size": world.size,
-        "strategy": strategy.name,
-        "dtype": str(dtype).removeprefix("torch."),
-        "peak_flops_per_s": flops.peak_flops_per_s(dist.device_name(device)),
-        "matmul_flops_per_s": instruments.matmul_flops_per_s(device, dtype),
-        "attention_backend": kernel,
-        "attention_ms": kernels_ms,  # of a forward and backward pass of one layer; {} where nothing had to be chosen
+    about = {
+        "command": [Path(sys.argv[0]).name, *argv],
+        "config": resolved,
+        "model": {"architecture_name": model_config.get_architecture_name(), **derived},
+        "data": data,
+        "hardware": instruments.hardware(device, dtype)
+        | {"world_size": world.size, "strategy": strategy.name, "attention_backend": kernel, "attention_ms": kernels_ms},
+        "versions": metrics.versions(),
+        "git": metrics.git_state(),
+        "start_step": state["step"],
     }
-    run_log = metrics.RunLog(out_dir, world.rank)
-    run_log.write(
-        "run_start",
-        command=[Path(sys.argv[0]).name, *argv],
-        config=resolved,
-        model={"architecture_name": model_config.get_architecture_name(), **derived},
-        data=data,
-        hardware=hardware,
-        versions=metrics.versions(),
-        git=metrics.git_state(),
-        start_step=state["step"],
-    )
-    backends = metrics.Backends(config, resolved, state["wandb_run_id"], world.rank)
-    show = Dashboard if config.dashboard and sys.stderr.isatty() else metrics.Progress
-    progress = show(state["step"], config.max_iters, world.rank)
-    progress.say(f"{model_config.summary()}\n{derived['params']:,} parameters, {tokens_per_step:,} tokens a step")
-    if kernel != model_config.attention_backend:
-        progress.say(f"attention_backend={kernel!r}; ms a layer: {kernels_ms or 'measured when the run began'}")
-    processes = f"{world.size} processes ({strategy.name}), " if world.size > 1 else ""
-    progress.say(f"{processes}{hardware['device_name']}, {hardware['dtype']}; run log {run_log.path}")
-    for s in data["sources"]:
-        progress.say(f"{s['dataset']}: {s['tokens']:,} tokens, weight {s['weight']:.4g}, {s['epochs']:.3g} epochs in all")
-    for note in notes:
-        progress.say(f"note: {note}")
+    journal = Journal(config, world, out_dir, about, state["wandb_run_id"])
+    journal.introduce(model_config.summary(), notes)
     if source is not None:
-        progress.say(f"going on from {source}; --init_from=scratch starts over")
+        journal.say(f"going on from {source}; --init_from=scratch starts over")
 
     # The loop: evaluate, save, stop, step, log.
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
@@ -194,31 +170,22 @@ def train(
     batches = loader.prefetched(step, device)
     timer, energy = metrics.StepTimer(state["trained_s"]), metrics.EnergyMeter(device, world, state["energy_j"])
     profile = instruments.StepProfile(config.profile if world.rank == 0 else 0, out_dir / "profile", device)
-    graphs = None
     checkpoint_interval = config.checkpoint_interval or config.eval_interval
     stopping = dist.StopVote(world, stop)
     reason = "done"
     try:
         while True:
             last = step >= config.max_iters
-            losses: dict[str, float | None] = {}
+            losses = {}
 
             eval_due = config.eval_only or (step != saved_step and (last or step % config.eval_interval == 0))
             if not stopping() and eval_due:
                 for split in ("train", "val"):
                     losses[split] = evaluate(model, dataset.evaluation_batches(split), device, autocast, world, stopping)
                 if not stopping.agreed:
-                    bpb = bits_per_byte(losses["val"], data["bytes_per_token"])
-                    result = {"train_loss": losses["train"], "val_loss": losses["val"], "val_bits_per_byte": bpb}
-                    run_log.write("eval", step=step, tokens=step * tokens_per_step, **result)
-                    backends.write("eval", step, **result)
-                    in_bytes = "" if bpb is None else f", {bpb:.4f} bits per byte"
-                    progress.say(f"step {step}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}{in_bytes}")
+                    journal.evaluation(step, losses)
                     if sampler is not None:
-                        text = sampler(model, autocast)
-                        run_log.write("sample", step=step, prompt=config.sample_prompt, text=text)
-                        backends.write("sample", step, text=text)
-                        progress.say(f"sample: {config.sample_prompt}{text}")
+                        journal.sample(step, config.sample_prompt, sampler(model, autocast))
 
             ending = last or bool(stopping.agreed)
             save_due = ending or (step > start_step and step % checkpoint_interval == 0)
@@ -238,9 +205,7 @@ def train(
                 checkpoints.save(strategy.tensors(model, optimizers), state, resolved, wait=ending)
                 saved_step = step
             for event in checkpoints.events():
-                run_log.write("checkpoint", **event)
-                if "failed" in event:
-                    progress.say(f"warning: {event['failed']}; older checkpoints stay, the next is tried at its time")
+                journal.checkpoint(event)
 
             if stopping.agreed:
                 reason = f"signal {stopping.agreed}"
@@ -277,34 +242,19 @@ def train(
                 loss_now, norm_now = world.sum(step_loss).item(), grad_norm.item()  # waits for the device: the clock is right
             timer.stop(steps=1)
             if (table := profile.step()) is not None:
-                progress.say(table)
+                journal.say(table)
             if logging_step:
-                dt_ms = timer.lap_ms()
-                tokens_per_s = tokens_per_step / dt_ms * 1e3
-                flops_per_s = derived["flops_per_token"] * tokens_per_s / world.size
-                peak = hardware["peak_flops_per_s"]
-                if graphs is not None and instruments.compiled_graphs() > graphs:
-                    progress.say("note: something was compiled again since the last line; TORCH_LOGS=recompiles says what")
-                graphs = instruments.compiled_graphs()
                 guarded = guard.state()
-                m = {
-                    "loss": loss_now,
-                    "lr": lr,
-                    "grad_norm": norm_now,
-                    "tokens": step * tokens_per_step,
-                    "dt_ms": dt_ms,
-                    "tokens_per_s": tokens_per_s,
-                    "mfu": flops_per_s / peak if peak else None,
-                    "of_matmul_rate": flops_per_s / hardware["matmul_flops_per_s"],
-                    "compiled_graphs": graphs,
-                    "memory_gb": metrics.memory_gb(device),
-                    "skipped_steps": int(guarded["skipped"]),
-                }
-                if (energy_j := energy()) is not None:
-                    m["energy_j"] = energy_j
-                run_log.write("train", step=step, **m)
-                progress.train(step, m)
-                backends.write("train", step, **m)
+                journal.train(
+                    step,
+                    loss=loss_now,
+                    grad_norm=norm_now,
+                    lr=lr,
+                    dt_ms=timer.lap_ms(),
+                    skipped_steps=int(guarded["skipped"]),
+                    energy_j=energy(),
+                    device=device,
+                )
                 if guarded["bad_in_a_row"] >= config.max_bad_steps:
                     reason = f"error: {guarded['bad_in_a_row']:.0f} steps in a row were skipped, gradient norm {norm_now:.3g}"
                     checkpoints.finish()  # an asynchronous one must not be cut off
@@ -313,20 +263,16 @@ def train(
         reason = f"error: {type(error).__name__}: {error}"
         raise
     finally:
-        run_log.write("run_end", reason=reason, step=step, tokens=step * tokens_per_step, wall_s=timer.trained_s)
+        journal.end(reason, step, timer.trained_s)
         batches.close()
-        progress.close()
-        backends.close()
     if reason == "done":
         if step == start_step and not config.eval_only:
-            progress.say(
-                f"{out_dir} is at step {step} of {config.max_iters}: nothing to train; --init_from=scratch starts over"
-            )
+            journal.say(f"{out_dir} is at step {step} of {config.max_iters}: nothing to train; --init_from=scratch starts over")
         return 0
     if reason.startswith("error"):
-        progress.say(f"{reason}; the checkpoints in {out_dir} are from before: look at the data, lower learning_rate, go on")
+        journal.say(f"{reason}; the checkpoints in {out_dir} are from before: look at the data, lower learning_rate, go on")
         return 1
-    progress.say(f"stopped by {reason} at step {step}; the same command goes on from there")
+    journal.say(f"stopped by {reason} at step {step}; the same command goes on from there")
     return EXIT_STOPPED
 
 

@@ -56,7 +56,7 @@ FLOORS = {
         "tokenization.embedded",
         "tokenization.command",
     ],
-    5: ["inference.models"],
+    5: ["inference.models", "training.journal"],
     6: ["train", "sample", "compare_architectures", "plan", "benchmarks.*", "data.*", "scripts.*"],
 }
 FLOOR_OF = {module: floor for floor, modules in FLOORS.items() for module in modules}

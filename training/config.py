@@ -146,6 +146,17 @@ class TrainConfig:
             notes.append(f"wandb_run_name={self.wandb_run_name!r} has no effect without wandb_log or trackio_log")
         return notes
 
+    def notes_here(self, model: ModelArchitectureConfig, device_type: str, world_size: int) -> list[str]:
+        """Fields that give way to where the run is: its device, its processes, its output."""
+        notes = []
+        if world_size == 1 and (self.use_zero1 or self.use_fsdp):
+            notes.append(f"{'use_zero1' if self.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one")
+        if self.document_masking and device_type == "cuda" and model.attention_backend not in ("auto", "manual"):
+            notes.append(f"attention_backend={model.attention_backend!r} gives way to flex attention: document_masking=True")
+        if self.dashboard and not sys.stderr.isatty():
+            notes.append("dashboard=True gives way to lines: the output is no terminal")
+        return notes
+
 
 MODEL_FIELDS = tuple(f.name for f in dataclasses.fields(ModelArchitectureConfig))
 TRAIN_FIELDS = tuple(f.name for f in dataclasses.fields(TrainConfig))

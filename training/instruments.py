@@ -4,9 +4,12 @@ import re
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch._dynamo.utils
+
+from training import dist, flops
 
 CATEGORIES: tuple[tuple[str, str], ...] = (  # the first pattern that an operator's or a kernel's name holds
     ("attention", r"flex_attention|flash|fmha"),
@@ -118,6 +121,18 @@ def check_profile(steps: int, steps_left: int) -> None:
     if steps and steps_left < StepProfile.WARMUP + steps:
         needed = StepProfile.WARMUP + steps
         raise ValueError(f"profile={steps} needs {needed} steps, this run makes {max(0, steps_left)}: raise max_iters")
+
+
+def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What a run log says about the device: FLOP/s are those of the data sheet, None for an unknown GPU, and measured."""
+    name = dist.device_name(device)
+    return {
+        "device": device.type,
+        "device_name": name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "peak_flops_per_s": flops.peak_flops_per_s(name),
+        "matmul_flops_per_s": matmul_flops_per_s(device, dtype),
+    }
 
 
 def compiled_graphs() -> int:
