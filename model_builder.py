@@ -59,14 +59,19 @@ class Embedding(torch.autograd.Function):
     it. The gradient of the rows is added to that of the head, instead of to a second [V, C] of zeros."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(ids)
+    def forward(weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         return F.embedding(ids, weight), weight.view_as(weight)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: tuple) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, grad_head: Tensor) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
+        # create_graph=True, for a second derivative, which nothing compiled has
+        if (grad.requires_grad or grad_head.requires_grad) and not torch.compiler.is_compiling():
+            return grad_head.index_add(0, ids.flatten(), grad.flatten(0, 1).to(grad_head.dtype)), None
         # In place: linear and the losses make the gradient of a head for this function alone; without one it is zeros
         add_rows(grad_head, ids.flatten(), grad.flatten(0, 1).to(grad_head.dtype))
         return grad_head, None

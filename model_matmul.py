@@ -59,15 +59,20 @@ class OneDNNLinear(torch.autograd.Function):
     """The gradient of the weight, whose first factor is transposed, stays with MKL, which is as fast there."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return onednn_linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(
+        ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor
+    ) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         rows = grad.reshape(-1, grad.size(-1))  # [M, N]
-        grad_x = onednn_linear(rows, weight.t()).view(x.shape) if ctx.needs_input_grad[0] else None
+        grad_x = OneDNNLinear.apply(rows, weight.t(), None).view(x.shape) if ctx.needs_input_grad[0] else None
         grad_weight = rows.t() @ x.reshape(-1, x.size(-1)) if ctx.needs_input_grad[1] else None
         grad_bias = rows.sum(0) if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias
