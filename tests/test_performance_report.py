@@ -56,13 +56,13 @@ def test_wrong_flags_of_a_benchmark_are_one_line():
 
 
 def test_a_row_of_the_report(monkeypatch, tmp_path):
-    side = {"nanofoundry": 150, "hf": 100}
+    side = {"nanofoundry": 120, "hf": 100}
     row = {
         "tokens/s": side,
         "extra GB": dict.fromkeys(side, 1.0),
         "matmul GFLOP/s": 200,
         "of matmul rate": dict.fromkeys(side, 0.5),
-        "ratio": {"hf": 1.51},
+        "ratio": {"hf": 1.21},
     }
     config = {
         "vocab_size": 8192,
@@ -77,7 +77,8 @@ def test_a_row_of_the_report(monkeypatch, tmp_path):
     (tmp_path / "train_step_cpu_8192_same.json").write_text(json.dumps(record))
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     text = "\n".join(report.train_steps())
-    assert "| bf16 eager (200 GFLOP/s) | 150 (50%, 1.00 GB) | 100 (50%, 1.00 GB) | 1.51 |" in text and "bf16 1.50" in text
+    assert "| bf16 eager | 200 GFLOP/s: 240 | 120 (50%, 1.00 GB) | 100 (50%, 1.00 GB) | 1.21 |" in text
+    assert "bf16 1.20 (floor 1.15: reached; goal 1.3: not reached)." in text
 
 
 @pytest.mark.parametrize("speeds, ends_at", [([2.0, 2.0], 10.0), ([2.0, 1.0, 1.0], 10.0), ([1.0, 4.0, 2.0, 4.0, 1.0], 40.0)])
