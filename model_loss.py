@@ -92,7 +92,7 @@ def chunk_loss(
     Its logits, the only such tensor at a time, are gone when it returns."""
     logits = linear(x, head)  # [n, V]
     valid = (targets != IGNORED_TARGET).float().unsqueeze(1)
-    target = targets.clamp(min=0).unsqueeze(1)
+    target = targets.masked_fill(targets == IGNORED_TARGET, 0).unsqueeze(1)  # any other id that is none stays an error
     if torch.compiler.is_compiling():  # fused into one pass over the logits for the sums and one for the gradient
         total, grad = loss_and_gradient(logits.float(), target, valid, z_loss)
         grad = grad.to(logits.dtype)

@@ -26,9 +26,11 @@ from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from training import flops
 from training.config import TrainConfig, load_config, parse_flags, user_errors
+from training.data import dataset_folder
 from training.gpus import GPU, find_gpu, unknown_gpu
 from training.memory import BatchMemory, largest_batch, parameters_by_part
 from training.scaling import BESIROGLU, LAWS, best_shapes
+from training.shards import read_meta
 
 ROOT = Path(__file__).resolve().parent
 GIB = 2**30
@@ -74,7 +76,9 @@ def main(argv: Sequence[str]) -> int:
     with user_errors():
         c, train, o = parse(argv)
         gpu, peak = device_of(o)
-        mfu, mfu_source = (o.mfu, "stated") if o.mfu else measured_mfu(o.measured, peak) if o.measured else (None, None)
+        mfu, mfu_source = (
+            (o.mfu, "stated") if o.mfu else measured_mfu(o.measured, o.peak_tflops) if o.measured else (None, None)
+        )
         plan: dict[str, Any] = {"architecture": c.summary(), "gpus": o.gpus, "gpu": asdict(gpu), "peak_tflops": peak / 1e12}
         plan |= {"mfu": mfu, "mfu_source": mfu_source, "notes": c.notes() + train.notes()}
         if o.budget:
@@ -106,17 +110,21 @@ def device_of(o: PlanOptions) -> tuple[GPU, float]:
     return gpu, 1e12 * o.peak_tflops if o.peak_tflops else flops.peak_flops_per_s(gpu.driver_name)
 
 
-def measured_mfu(path: str, peak: float) -> tuple[float, str]:
-    """The MFU of a run's median step, against the peak of its own device where that was known. Raises ValueError."""
+def measured_mfu(path: str, stated_tflops: float | None) -> tuple[float, str]:
+    """The MFU of a run's median step, against the peak of its own device, or the stated one where that is unknown. Raises
+    ValueError."""
     run = read_runs(find_runs([path], None)[0])[-1]
     rates = [event["tokens_per_s"] for event in run.trains if event.get("tokens_per_s")]
     if len(rates) < 3:
         raise ValueError(f"--measured={path}: {len(rates)} steps were logged; at least 3 are needed")
     hardware = run.start.get("hardware") or {}
-    n, its_peak = hardware.get("world_size"), hardware.get("peak_flops_per_s") or peak
+    n, peak = hardware.get("world_size"), hardware.get("peak_flops_per_s") or 1e12 * (stated_tflops or 0)
     if not n:
         raise ValueError(f"--measured={path}: its run_start does not say on how many GPUs: state --mfu")
-    mfu = median(rates) * run.start["model"]["flops_per_token"] / (its_peak * n)
+    if not peak:
+        device = hardware.get("device_name")
+        raise ValueError(f"--measured={path}: the peak of {device} is unknown: state --mfu, or that peak with --peak_tflops")
+    mfu = median(rates) * run.start["model"]["flops_per_token"] / (peak * n)
     return mfu, f"the median of {len(rates)} logged steps on {n} x {hardware.get('device_name')}"
 
 
@@ -256,8 +264,10 @@ def disk(train: TrainConfig, o: PlanOptions, params: int, model: ConfigurableGPT
     kept = train.keep_last + 2  # besides them the best one and the one being written
     if train.always_save_checkpoint:
         kept = max(1, train.max_iters // (train.checkpoint_interval or train.eval_interval))
-    meta = ROOT / "data" / train.dataset / "meta.json"
-    there = json.loads(meta.read_text())["splits"]["train"]["tokens"] if meta.is_file() else None
+    try:
+        there = read_meta(dataset_folder(train.dataset, ROOT / "data"))["splits"]["train"]["tokens"]
+    except (FileNotFoundError, KeyError):  # not prepared yet, a mixture, or nanoGPT's format
+        there = None
     return {"checkpoint_gb": size_gb, "checkpoint_s": size_gb / o.disk_gb_per_s, "checkpoints": kept,
             "data_gb": 4 * tokens / 1e9, "dataset_tokens": there}  # fmt: skip
 

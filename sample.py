@@ -10,6 +10,7 @@ conversation on the terminal; with one it answers that and ends.
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +25,7 @@ from model_config import check_field_types
 from tokenization.tokenizers import load_tokenizer
 from tokenization.vocabulary import read_vocabulary
 from training import dist
-from training.config import parse_flags, user_errors
+from training.config import check_text, parse_flags, user_errors
 
 DEFAULT_SAMPLING = Sampling(temperature=0.8)
 
@@ -64,6 +65,7 @@ class SampleConfig:
     def __post_init__(self) -> None:
         check_field_types(self)
         self.sampling()
+        check_text(prompt=self.prompt, system=self.system, stop=self.stop)
         for name in ("max_new_tokens", "num_samples", "context_length"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
@@ -237,4 +239,7 @@ class Display:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1:]))
+    try:
+        raise SystemExit(main(sys.argv[1:]))
+    except BrokenPipeError:  # whoever reads, as head, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,6 +13,7 @@ Exit codes: 0 done, 2 wrong input, 75 stopped by a signal after saving, 1 anythi
 import contextlib
 import json
 import logging
+import os
 import secrets
 import shutil
 import sys
@@ -28,7 +29,7 @@ from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from training import checkpoint, dist, flops, instruments, metrics
 from training.attention import choose_kernel
-from training.config import TrainConfig, load_config, user_errors
+from training.config import TrainConfig, load_config, take_flag, user_errors
 from training.dashboard import check_rich
 from training.data import Dataset, dropout_seed, parse_mixture, tokenizer_files
 from training.evaluate import evaluate
@@ -47,11 +48,12 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     with user_errors():
-        print_config = "--print_config" in argv
-        model_config, config = load_config([a for a in argv if a != "--print_config"])
+        print_config, rest = take_flag(argv, "print_config")
+        model_config, config = load_config(rest)
         derived = derived_figures(model_config, config)
     if print_config:
-        print(json.dumps({"model": asdict(model_config), "train": asdict(config), "derived": derived}, indent=2))
+        if os.environ.get("RANK", "0") == "0":
+            print(json.dumps({"model": asdict(model_config), "train": asdict(config), "derived": derived}, indent=2))
         return 0
 
     with user_errors():
@@ -141,9 +143,14 @@ def train(
         notes.append(f"attention_backend={kernel!r}; ms a layer: {kernels_ms or 'measured when the run began'}")
     if world.rank == 0:
         out_dir.mkdir(parents=True, exist_ok=True)
-        if source is None and not config.eval_only and (aside := checkpoint.set_aside_checkpoints(out_dir)):
-            notes.append(f"the checkpoints of an earlier run are now in {aside}")
-        for file in tokenizer_files(dataset.folders[0]):
+        tokenizer = tokenizer_files(dataset.folders[0])
+        if source is None and not config.eval_only:
+            stale = [] if tokenizer else tokenizer_files(out_dir)  # what would pass for this run's
+            if aside := checkpoint.set_aside_run(out_dir, stale):
+                notes.append(f"the checkpoints{' and the tokenizer' * bool(stale)} of an earlier run are now in {aside}")
+        elif not config.eval_only:
+            notes += [f"a damaged checkpoint is now {path}" for path in checkpoint.set_aside_damaged(out_dir, state["step"])]
+        for file in tokenizer:
             shutil.copy(file, out_dir)
     about = {
         "command": [Path(sys.argv[0]).name, *argv],
@@ -164,32 +171,37 @@ def train(
     # The loop: evaluate, save, stop, step, log.
     autocast = torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
     start_step = step = state["step"]
-    saved_step = step if source is not None else None
-    checkpoints = checkpoint.Checkpoints(out_dir, world, config, state["best"], saved_step)
+    checkpoints = checkpoint.Checkpoints(out_dir, world, config, state["best"], step if source is not None else None)
+    is_evaluated = lambda step: step >= config.max_iters or step % config.eval_interval == 0  # noqa: E731
+    # A signal may have cut off the evaluation of the step that it saved: that is made up for, and saved with it
+    cut_off = source is not None and is_evaluated(step) and state.get("val_loss") is None
+    saved_step = step if source is not None and not cut_off else None
     guard = StepGuard(config, device, state["guard"])
     batches = loader.prefetched(step, device)
     timer, energy = metrics.StepTimer(state["trained_s"]), metrics.EnergyMeter(device, world, state["energy_j"])
     profile = instruments.StepProfile(config.profile if world.rank == 0 else 0, out_dir / "profile", device)
     checkpoint_interval = config.checkpoint_interval or config.eval_interval
     stopping = dist.StopVote(world, stop)
-    reason = "done"
+    save_due, reason = False, "done"
     try:
         while True:
             last = step >= config.max_iters
             losses = {}
 
-            eval_due = config.eval_only or (step != saved_step and (last or step % config.eval_interval == 0))
-            if not stopping() and eval_due:
+            if not stopping() and (config.eval_only or (step != saved_step and is_evaluated(step))):
                 for split in ("train", "val"):
                     losses[split] = evaluate(model, dataset.evaluation_batches(split), device, autocast, world, stopping)
-                if not stopping.agreed:
+                if stopping.agreed:
+                    losses = {}
+                else:
                     journal.evaluation(step, losses)
                     if sampler is not None:
                         journal.sample(step, config.sample_prompt, sampler(model, autocast))
 
             ending = last or bool(stopping.agreed)
-            save_due = ending or (step > start_step and step % checkpoint_interval == 0)
-            if save_due and step != saved_step and not config.eval_only:
+            save_due |= step % checkpoint_interval == 0 and (step > start_step or cut_off)
+            # While gradients are bad the weights stand still, and may be what is bad: older checkpoints keep their place
+            if step != saved_step and not config.eval_only and (ending or (save_due and not guard.bad_in_a_row())):
                 state = {
                     "step": step,
                     "tokens": step * tokens_per_step,
@@ -203,7 +215,7 @@ def train(
                     "data": data,
                 }
                 checkpoints.save(strategy.tensors(model, optimizers), state, resolved, wait=ending)
-                saved_step = step
+                saved_step, save_due = step, False
             for event in checkpoints.events():
                 journal.checkpoint(event)
 
@@ -244,21 +256,20 @@ def train(
             if (table := profile.step()) is not None:
                 journal.say(table)
             if logging_step:
-                guarded = guard.state()
                 journal.train(
                     step,
                     loss=loss_now,
                     grad_norm=norm_now,
                     lr=lr,
                     dt_ms=timer.lap_ms(),
-                    skipped_steps=int(guarded["skipped"]),
+                    skipped_steps=guard.skipped(),
                     energy_j=energy(),
                     device=device,
                 )
-                if guarded["bad_in_a_row"] >= config.max_bad_steps:
-                    reason = f"error: {guarded['bad_in_a_row']:.0f} steps in a row were skipped, gradient norm {norm_now:.3g}"
-                    checkpoints.finish()  # an asynchronous one must not be cut off
-                    break
+            if (logging_step or step % config.max_bad_steps == 0) and guard.bad_in_a_row() >= config.max_bad_steps:
+                reason = f"error: {guard.bad_in_a_row()} steps in a row were skipped, gradient norm {grad_norm.item():.3g}"
+                checkpoints.finish()  # an asynchronous one must not be cut off
+                break
     except BaseException as error:
         reason = f"error: {type(error).__name__}: {error}"
         raise
@@ -272,7 +283,8 @@ def train(
     if reason.startswith("error"):
         journal.say(f"{reason}; the checkpoints in {out_dir} are from before: look at the data, lower learning_rate, go on")
         return 1
-    journal.say(f"stopped by {reason} at step {step}; the same command goes on from there")
+    then = "begins again" if config.eval_only else "goes on from there"
+    journal.say(f"stopped by {reason} at step {step}; the same command {then}")
     return EXIT_STOPPED
 
 

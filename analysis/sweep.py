@@ -49,7 +49,8 @@ def plan(files: Sequence[str], settings: Sequence[str], seeds: int, tokens: int 
         if key in choices or key in OWN or (key == "max_iters" and tokens is not None):
             why = "is set twice" if key in choices else "follows from --tokens" if key == "max_iters" else "is not for --set"
             raise ValueError(f"--set {setting}: {key} {why}")
-        choices[key] = values.split(",")
+        # A mixture is one value, as train.py takes it
+        choices[key] = [values] if key == "dataset" and ":" in values else values.split(",")
     varied = [key for key, values in choices.items() if len(values) > 1]
     stems = [Path(file).stem for file in files]
     if len(set(stems)) < len(stems):

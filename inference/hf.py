@@ -455,11 +455,12 @@ def save_hf(
 
 
 def config_to_hf(config: ModelArchitectureConfig, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """config.json for transformers 4 and 5, with every field of its class. Raises ValueError, naming the choices in the way,
-    where no class can express the architecture."""
+    """config.json for transformers 4 and 5, with every field of its class. A family whose members have biases, GPT-2's, also
+    expresses a model without, by biases of zero. Raises ValueError, naming the choices in the way, where no class can express
+    the architecture."""
     ours = config.to_dict()
     differing = {
-        model_type: [name for name, value in family.fixed.items() if ours[name] != value]
+        model_type: [n for n, value in family.fixed.items() if ours[n] != value and (n != "bias" or config.bias)]
         + [name for name, value in implied_sizes(config, family).items() if ours[name] != value]
         for model_type, family in FAMILIES.items()
     }
@@ -504,7 +505,11 @@ def implied_sizes(config: ModelArchitectureConfig, family: Family) -> dict[str, 
 
 def write_weights(model: ConfigurableGPT, family: Family, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
     """model.safetensors, or shards and their index where it would be larger than max_shard_bytes."""
-    views = {n: v for name, p in model.named_parameters() for n, v in as_hf(name, p, family, model.config).items()}
+    ours = dict(model.named_parameters())
+    if family.fixed.get("bias") and not model.config.bias:  # theirs cannot be left out, and zeros add nothing
+        inside = {name: p for name, p in ours.items() if name.startswith(("blocks.", "final_norm."))}
+        ours |= {name.removesuffix("weight") + "bias": p.new_zeros(p.size(0)) for name, p in inside.items()}
+    views = {n: v for name, p in ours.items() for n, v in as_hf(name, p, family, model.config).items()}
     shards: list[list[str]] = [[]]
     size = total = 0
     for name, view in views.items():

@@ -5,8 +5,11 @@ configuration is said before any weights are read.
     model, tokenizer = found.load(device, torch.bfloat16), load_tokenizer(found.tokenizer)
 """
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,7 +69,18 @@ def find_model(
         raise FileNotFoundError(f"no checkpoint in {out_dir}/checkpoints: train one, or pass --out_dir=... or --model=...")
     state, saved = checkpoint.load_state(path)
     architecture = shortened(ModelArchitectureConfig.from_dict(saved["model"]), context_length)
+    if tokenizer is None:
+        check_own_tokenizer(out_dir, state)
     return FoundModel(path, architecture, tokenizer or out_dir, state["data"]["eot_id"], is_run=True)
+
+
+def check_own_tokenizer(out_dir: str | Path, state: Mapping[str, Any]) -> None:
+    """Raises ValueError where the run folder's tokenizer is another than the data was made with."""
+    recorded, file = state["data"]["tokenizer"], Path(out_dir) / "tokenizer.json"
+    if recorded and file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != recorded["sha256"]:
+        raise ValueError(
+            f"{file} is not {recorded['name']!r}, with which the run's data was made: copy that, or pass --tokenizer="
+        )
 
 
 def shortened(architecture: ModelArchitectureConfig, context_length: int | None) -> ModelArchitectureConfig:

@@ -19,6 +19,7 @@ from typing import Literal, get_type_hints
 import torch
 
 from inference.hf import MAX_SHARD_BYTES, config_to_hf, save_hf
+from inference.models import check_own_tokenizer
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig, check_field_types
 from training import checkpoint
@@ -58,9 +59,12 @@ def main(argv: Sequence[str]) -> int:
         path = checkpoint.find_checkpoint(config.out_dir, config.step)
         if path is None:
             raise FileNotFoundError(f"no checkpoint in {config.out_dir}/checkpoints: train one, or pass --out_dir=...")
-        architecture = ModelArchitectureConfig.from_dict(checkpoint.load_state(path)[1]["model"])
+        state, saved = checkpoint.load_state(path)
+        architecture = ModelArchitectureConfig.from_dict(saved["model"])
         dtype = getattr(torch, config.dtype)
         config_to_hf(architecture, dtype)  # refuses before the weights are read
+        if config.tokenizer is None:
+            check_own_tokenizer(config.out_dir, state)
         with torch.device("meta"):
             model = ConfigurableGPT(architecture)
         model.to_empty(device="cpu")

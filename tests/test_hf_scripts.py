@@ -1,6 +1,8 @@
 """scripts/import_hf.py and export_hf.py: a trained run goes to transformers and back, and both generate the same text."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,18 @@ def test_import_is_the_inverse_of_export(quickstart, tmp_path, capsys):
     with pytest.raises(SystemExit):
         import_hf.main([f"--model={exported}", f"--out_dir={tmp_path / 'back'}"])
     assert "holds the checkpoints of a run" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # what can be done instead is said
+        data = f"--dataset={run.parent / 'data'}"
+        train.main([str(ROOT / "config/quickstart.py"), data, "--vocab_size=400", f"--out_dir={tmp_path / 'back'}"])
+    assert f"pass --init_from=hf:{exported} and another --out_dir" in capsys.readouterr().err
+
+
+def test_the_reader_of_a_sample_may_leave(quickstart):
+    run, _ = quickstart
+    command = [sys.executable, str(ROOT / "sample.py"), f"--out_dir={run}", "--max_new_tokens=64", "--device=cpu"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        child.stdout.close()
+        assert child.stderr.read() == b"" and child.wait() == 0
 
 
 def test_options_of_the_export(quickstart, tmp_path, capsys):

@@ -145,3 +145,11 @@ def test_a_kept_graph_or_a_second_derivative_is_refused(chunk_bytes, monkeypatch
     (grad,) = torch.autograd.grad(head_loss(x, weight, targets, "chunked") ** 2, x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["plain", "chunked"])
+@pytest.mark.parametrize("target", [-1, 5])
+def test_a_target_that_is_no_word_is_an_error(backend, target):
+    x, weight = torch.randn(1, 3, 4), torch.randn(5, 4)
+    with pytest.raises((IndexError, RuntimeError), match="out of bounds"):
+        head_loss(x, weight, torch.tensor([[1, target, -100]]), backend)

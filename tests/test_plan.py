@@ -16,6 +16,7 @@ from training.config import TrainConfig
 from training.gpus import GPUS, find_gpu
 from training.memory import BatchMemory, largest_batch, parameters_by_part, simulated_step, step_memory
 from training.scaling import BESIROGLU, HOFFMANN, best_shapes, parameters
+from training.shards import read_meta
 
 TINY = dict(n_layer=2, n_embd=64, d_ff=96, n_head=4, num_key_value_heads=2, head_dim=16, block_size=32, vocab_size=101)
 TRAIN = TrainConfig(batch_size=3, gradient_accumulation_steps=4, dtype="bfloat16", compile=False)
@@ -232,7 +233,23 @@ def test_a_measured_run_without_its_hardware(tmp_path):
     steps = [{"event": "train", "step": i, "loss": 2.0, "tokens": i, "tokens_per_s": 5.0} for i in range(1, 5)]
     (tmp_path / "run_x.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (start, *steps)))
     with pytest.raises(ValueError, match="on how many GPUs"):
-        plan.measured_mfu(str(tmp_path), 1e12)
+        plan.measured_mfu(str(tmp_path), 1.0)
+    (tmp_path / "run_x.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (
+        start | {"hardware": {"world_size": 1, "device_name": "X1", "peak_flops_per_s": None}}, *steps)))  # fmt: skip
+    with pytest.raises(ValueError, match="the peak of X1 is unknown"):
+        plan.measured_mfu(str(tmp_path), None)
+    assert plan.measured_mfu(str(tmp_path), 1e-10)[0] == pytest.approx(0.5)
+
+
+def test_the_tokens_of_a_dataset_by_name_and_by_path(capsys, dataset):
+    p = run_plan(capsys, *SMALL, f"--dataset={dataset}")
+    assert p["disk"]["dataset_tokens"] == read_meta(dataset)["splits"]["train"]["tokens"]
+    for elsewhere in ("--dataset=nowhere", f"--dataset={dataset}:0.5,b:0.5"):
+        assert run_plan(capsys, *SMALL, elsewhere)["disk"]["dataset_tokens"] is None
+    (dataset / "meta.json").write_text("[]")
+    with pytest.raises(SystemExit) as end:
+        plan.main([*SMALL, f"--dataset={dataset}"])
+    assert end.value.code == 2 and "meta.json" in capsys.readouterr().err
 
 
 def test_a_measured_run_and_a_budget(capsys, run, tmp_path):

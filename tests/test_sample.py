@@ -12,7 +12,7 @@ BAD_FLAGS = "--temperature=-1 --temperature=nan --top_k=-1 --top_p=0 --top_p=1.1
 BAD_FLAGS += "--repetition_penalty=0 --context_length=0 --thinking=on --chat=True --num_samples=0 --output=xml"
 
 
-@pytest.mark.parametrize("flag", [*BAD_FLAGS.split(), "--prompts=x", "word", "--out_dir=/no/such"])
+@pytest.mark.parametrize("flag", [*BAD_FLAGS.split(), "--prompts=x", "--prompt=\udcff", "word", "--out_dir=/no/such"])
 def test_bad_input_is_one_line(flag, capsys):
     with pytest.raises(SystemExit) as stopped:
         sample.main([flag])

@@ -45,6 +45,12 @@ def test_the_tiny_four_match():
         assert len({getattr(model, name) for model, _ in configs}) == 1
 
 
+def test_a_mixture_is_one_value():
+    (run,) = sweep.plan(TINY[:1], ["dataset=a:0.5,b:0.5"], 1, None, Path("out-x"))
+    assert run.config["train"]["dataset"] == "a:0.5,b:0.5" and run.out_dir.name == "compare_tiny_gpt2-seed0"
+    assert [r.config["train"]["dataset"] for r in sweep.plan(TINY[:1], ["dataset=a,b"], 1, None, Path("out-x"))] == ["a", "b"]
+
+
 def test_plan():
     runs = sweep.plan(TINY[2:], ["rope_theta=1e4,5e5", "batch_size=4"], 2, 10_000, Path("out-x"))
     names = [f"compare_tiny_{a}-rope_theta={t}-seed{s}" for s in (0, 1) for a in ("llama3", "qwen3") for t in ("1e4", "5e5")]

@@ -19,6 +19,7 @@ from conftest import TINY_FLAGS, read_events, record_tokenizer, write_dataset
 from safetensors.torch import load_file
 
 import train
+from inference.models import find_model
 from training import checkpoint
 from training.dist import World
 
@@ -329,6 +330,17 @@ def test_print_config_needs_neither_data_nor_device(capsys):
     assert set(printed["derived"]) == {"params", "params_non_embedding", "flops_per_token", "tokens_per_step"}
 
 
+@pytest.mark.parametrize("flag", ["--print_config=True", "--print_config true", "--print_config"])
+def test_print_config_is_a_flag_like_any_other(flag, monkeypatch, capsys):
+    assert train.main([*flag.split(), "config/quickstart.py"]) == 0
+    assert json.loads(capsys.readouterr().out)["model"]["n_layer"] == 3
+    monkeypatch.setenv("RANK", "1")  # of torchrun, whose ranks share a terminal
+    assert train.main([*flag.split(), "config/quickstart.py"]) == 0 and capsys.readouterr().out == ""
+    with pytest.raises(SystemExit) as end:
+        train.main(["config/quickstart.py", "--print_config=maybe"])
+    assert end.value.code == 2 and "neither True nor False" in capsys.readouterr().err
+
+
 def test_the_command_line_itself(tmp_path, dataset):
     command = [sys.executable, ROOT / "train.py", *TINY_FLAGS, f"--dataset={dataset}", f"--out_dir={tmp_path / 'a'}"]
     done = subprocess.run([*command, "--n_heads=3"], capture_output=True, text=True, cwd=tmp_path)
@@ -428,6 +440,52 @@ def test_a_damaged_newest_checkpoint_costs_only_its_steps(run, tmp_path, caplog)
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
+def test_damaged_checkpoints_take_no_good_ones_place(run, tmp_path, monkeypatch, capsys):
+    run("a", "--max_iters=9", "--always_save_checkpoint")
+    for step in (6, 9):
+        (checkpoint.checkpoint_path(tmp_path / "a", step) / "state.json").write_text("{}")
+    with monkeypatch.context() as patch:
+        signal_after(patch, 5)
+        assert run("a", "--max_iters=9", "--keep_last=1") == 75
+    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path / "a")] == [3, 5]
+    damaged = sorted((tmp_path / "a" / "checkpoints").glob("damaged_*"))
+    assert [path.name for path in damaged] == ["damaged_step_00000006", "damaged_step_00000009"]
+    assert f"note: a damaged checkpoint is now {damaged[0]}" in capsys.readouterr().out
+    assert run("a", "--max_iters=9", "--keep_last=1") == 0
+    assert [e["start_step"] for e in read_events(tmp_path / "a", "run_start")] == [0, 3, 5]
+    assert (damaged[0] / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("cut_off", [3, 6])
+def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monkeypatch, cut_off):
+    run("whole")
+    seen, plain = [], train.evaluate
+
+    def evaluate(*args: object) -> float | None:
+        seen.append(args)
+        if len(seen) == 2 * cut_off // 3 + 1:  # of the training split; two a time, at steps 0, 3 and 6
+            signal.raise_signal(signal.SIGTERM)
+        return plain(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "evaluate", evaluate)
+        assert run("parts") == 75
+    assert checkpoint.list_checkpoints(tmp_path / "parts")[-1][0] == cut_off
+    assert cut_off not in [e["step"] for e in read_events(tmp_path / "parts", "eval")]
+    assert run("parts") == 0
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+    best = [checkpoint.load_state(checkpoint.checkpoint_path(tmp_path / name, 6))[0]["best"] for name in ("whole", "parts")]
+    assert best[0] == best[1]
+
+
+def test_a_run_whose_weights_broke_keeps_the_checkpoints_from_before(run, tmp_path):
+    flags = ["--learning_rate=1e37", "--warmup_iters=0", "--grad_clip=0", "--max_iters=60", "--eval_interval=1"]
+    assert run("a", *flags, "--max_bad_steps=3", "--log_interval=50", "--keep_last=1") == 1
+    end = read_events(tmp_path / "a")[-1]
+    assert end["reason"].startswith("error: 5 steps in a row were skipped") and end["step"] == 6
+    assert [e["step"] for e in read_events(tmp_path / "a", "checkpoint")] == [1]
+
+
 def test_accumulated_gradients_equal_those_of_one_big_batch(run, tmp_path):
     """By Adam's running mean of them: weights whose true gradient is 0 (the bias of the keys) follow its rounding errors."""
     run("many", "--batch_size=2", "--gradient_accumulation_steps=4")
@@ -487,6 +545,22 @@ def test_the_tokenizer_is_copied_and_the_tokens_are_not(run, tmp_path, dataset):
     assert copied == {"tokenizer.json", "merges.txt", "checkpoints"}
     data = read_events(tmp_path / "a")[0]["data"]
     assert data["tokenizer"]["name"] == "synthetic" and data["eot_id"] == 0 and data["bytes_per_token"] == 3.0
+
+
+def test_a_tokenizer_of_an_earlier_run_is_not_taken_for_this_ones(run, tmp_path, dataset, capsys):
+    (dataset / "tokenizer.json").write_text("theirs")
+    record_tokenizer(dataset)
+    run("a")
+    (dataset / "tokenizer.json").unlink()
+    run("a", "--init_from=scratch")
+    assert not (tmp_path / "a" / "tokenizer.json").exists()
+    assert (tmp_path / "a" / "checkpoints_before_1" / "tokenizer.json").read_text() == "theirs"
+    assert "the checkpoints and the tokenizer of an earlier run are now in" in capsys.readouterr().out
+    (tmp_path / "a" / "tokenizer.json").write_text("another")
+    with pytest.raises(ValueError, match=r"tokenizer\.json is not 'synthetic'"):
+        find_model(str(tmp_path / "a"))
+    (tmp_path / "a" / "tokenizer.json").write_text("theirs")
+    assert find_model(str(tmp_path / "a")).tokenizer == str(tmp_path / "a")
 
 
 def test_notes_are_said(run, capsys):
@@ -590,6 +664,11 @@ def test_document_masking_changes_the_loss_and_resumes(run, tmp_path):
     assert whole == parts and plain.keys() == whole.keys()
     assert all(plain[key] != whole[key] for key in plain)
     assert read_events(tmp_path / "masked", "train")[-1]["tokens"] == read_events(tmp_path / "plain", "train")[-1]["tokens"]
+
+
+def test_a_prompt_that_is_no_text_is_one_line(run, capsys):
+    assert exit_code(run, "a", "--sample_prompt=\udcff") == 2
+    assert "sample_prompt is not UTF-8 at character 0" in capsys.readouterr().err
 
 
 def test_data_that_cannot_be_read_so_is_one_line(run, tmp_path, dataset, capsys):

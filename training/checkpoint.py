@@ -132,7 +132,7 @@ class Checkpoints:
     def _write(self, tensors: dict[str, Tensor], state: Mapping[str, Any], resolved: Mapping[str, Any], group: Any) -> Path:
         path = save_checkpoint(self.out_dir, tensors, state, resolved, self.world, group)
         if self.world.rank == 0 and not self.config.always_save_checkpoint:
-            keep_steps = {self.source_step, state["best"]["step"] if state["best"] else None}
+            keep_steps = {state["step"], self.source_step, state["best"]["step"] if state["best"] else None}
             prune_checkpoints(self.out_dir, self.config.keep_last, keep_steps)
         return path
 
@@ -373,6 +373,9 @@ def check_resumable(
             "data fingerprint": data_fingerprint[:12],
         }
 
+    if state["data"]["dataset"] is None:  # scripts/import_hf.py
+        begin = f"--init_from={saved['train']['init_from']} and another --out_dir"
+        raise ValueError(f"{path} holds imported weights and belongs to no data: to train from them pass {begin}")
     then, now = essence(saved, state["data"]["fingerprint"]), essence(resolved, fingerprint)
     if differences := differing_fields(then, now, FREE_MODEL_FIELDS):
         raise ValueError(
@@ -425,16 +428,33 @@ def leftovers(checkpoints: Path) -> list[Path]:
     return [folder for folder in checkpoints.glob("partial_*") if folder.is_dir()]
 
 
-def set_aside_checkpoints(out_dir: str | Path) -> Path | None:
-    """Makes room for a run from scratch without losing the run before: its checkpoints move to checkpoints_before_N."""
+def set_aside_run(out_dir: str | Path, files: Collection[Path] = ()) -> Path | None:
+    """Makes room for a run from scratch without losing the run before: its checkpoints move to checkpoints_before_N, and these
+    files of the run folder into that."""
     old = Path(out_dir) / "checkpoints"
-    if not list_checkpoints(out_dir):
+    there = bool(list_checkpoints(out_dir))
+    if not there and not files:
         return None
     n = 1
     while (aside := old.with_name(f"checkpoints_before_{n}")).exists():
         n += 1
-    old.rename(aside)
+    old.rename(aside) if there else aside.mkdir()
+    for file in files:
+        file.rename(aside / file.name)
     return aside
+
+
+def set_aside_damaged(out_dir: str | Path, source_step: int) -> list[Path]:
+    """The checkpoints beyond the one that a run goes on from, which it has passed over, become damaged_step_N: they must not
+    count among the newest, in whose favour others are removed. Where they are now."""
+    moved = []
+    for step, path in list_checkpoints(out_dir):
+        if step > source_step:
+            aside = path.with_name(f"damaged_{path.name}")
+            if aside.exists():  # of an earlier time
+                aside = path.with_name(f"{aside.name}_{time.time_ns()}")
+            moved.append(path.rename(aside))
+    return moved
 
 
 def describe(file: Path) -> dict[str, Any]:

@@ -126,6 +126,7 @@ class TrainConfig:
         if self.init_from not in ("scratch", "resume", "auto") and not self.init_from.startswith("hf:"):
             known = ("scratch", "resume", "auto", "hf:DIR_OR_ID")
             raise ValueError(f"init_from={self.init_from!r} is not known{did_you_mean(self.init_from, known)}")
+        check_text(sample_prompt=self.sample_prompt)
         for name in ("dataset", "out_dir", "device"):
             if not getattr(self, name) or "\0" in getattr(self, name):
                 raise ValueError(f"{name}={getattr(self, name)!r} must be a name or a path")
@@ -140,6 +141,13 @@ class TrainConfig:
             notes.append(f"muon_learning_rate={self.muon_learning_rate} has no effect with optimizer={self.optimizer!r}")
         if self.hybrid_shard_size is not None and not (self.use_fsdp or self.use_zero1):
             notes.append(f"hybrid_shard_size={self.hybrid_shard_size} has no effect without use_fsdp or use_zero1")
+        if self.wsd_decay_fraction != TrainConfig.wsd_decay_fraction and self.lr_schedule != "wsd":
+            notes.append(f"wsd_decay_fraction={self.wsd_decay_fraction} has no effect with lr_schedule={self.lr_schedule!r}")
+        for name in ("lr_decay_iters", "min_lr"):
+            if (value := getattr(self, name)) != getattr(TrainConfig, name) and self.lr_schedule == "constant":
+                notes.append(f"{name}={value} has no effect with lr_schedule='constant'")
+        if self.keep_last != TrainConfig.keep_last and self.always_save_checkpoint:
+            notes.append(f"keep_last={self.keep_last} has no effect with always_save_checkpoint=True")
         if self.sample_tokens != TrainConfig.sample_tokens and not self.sample_prompt:
             notes.append(f"sample_tokens={self.sample_tokens} has no effect without sample_prompt")
         if self.wandb_run_name is not None and not (self.wandb_log or self.trackio_log):
@@ -151,6 +159,8 @@ class TrainConfig:
         notes = []
         if world_size == 1 and (self.use_zero1 or self.use_fsdp):
             notes.append(f"{'use_zero1' if self.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one")
+        if world_size == 1 and self.reduce_dtype != TrainConfig.reduce_dtype:
+            notes.append(f"reduce_dtype={self.reduce_dtype!r} is that of sums over processes; here there is one")
         if self.document_masking and device_type == "cuda" and model.attention_backend not in ("auto", "manual"):
             notes.append(f"attention_backend={model.attention_backend!r} gives way to flex attention: document_masking=True")
         if self.dashboard and not sys.stderr.isatty():
@@ -185,8 +195,8 @@ def read_config_file(path: Path) -> dict[str, Any]:
     try:
         exec(compile(path.read_text(), str(path), "exec"), namespace)
     except SyntaxError as error:
-        raise ValueError(f"{path}:{error.lineno}: {error.msg}") from error
-    except Exception as error:
+        raise ValueError(f"{path}:{error.lineno or 1}: {error.msg}") from error
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{path}: {type(error).__name__}: {error}") from error
     fields = {name: value for name, value in namespace.items() if not name.startswith("_")}
     check_field_names(fields, (*TRAIN_FIELDS, *MODEL_FIELDS), str(path))
@@ -219,6 +229,20 @@ def parse_flags(argv: Sequence[str], hints: dict[str, Any]) -> tuple[list[str], 
     return words, flags
 
 
+def take_flag(argv: Sequence[str], name: str) -> tuple[bool, list[str]]:
+    """Whether a bool flag that is no field is among the words, in any of its forms, and the other words."""
+    value, others, rest = False, [], list(argv)
+    while rest:
+        word = rest.pop(0)
+        if word == f"--{name}":
+            value = BOOL_WORDS[rest.pop(0).lower()] if rest and rest[0].lower() in BOOL_WORDS else True
+        elif word.startswith(f"--{name}="):
+            value = parse_value(name, word.partition("=")[2], bool)
+        else:
+            others.append(word)
+    return value, others
+
+
 BOOL_WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
 
 
@@ -247,6 +271,15 @@ def parse_value(name: str, text: str, hint: Any) -> Any:
     except (ValueError, OverflowError) as error:
         wanted = "a whole number" if int in kinds else "a number"
         raise ValueError(f"--{name}={text} is not {wanted}") from error
+
+
+def check_text(**texts: str) -> None:
+    """Raises ValueError for what a tokenizer cannot take: a command line may hold bytes that are no UTF-8."""
+    for name, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{name} is not UTF-8 at character {error.start}: check the terminal's encoding") from None
 
 
 @contextlib.contextmanager

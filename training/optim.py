@@ -134,6 +134,13 @@ class StepGuard:
             elif not bad.item():
                 optimizer.step()
 
+    def bad_in_a_row(self) -> int:
+        """Steps that were skipped since the last good one; waits for the device, as all below."""
+        return int(self._state["bad_in_a_row"].item())
+
+    def skipped(self) -> int:
+        return int(self._state["skipped"].item())
+
     def state(self) -> dict[str, float]:
-        """For the log and the checkpoint; waits for the device."""
+        """For the checkpoint."""
         return {name: value.item() for name, value in self._state.items()}

@@ -7,26 +7,35 @@ train: 581 documents, 2,519,085 tokens, 9,424,037 bytes, 3.741 bytes/token, one 
 val:    25 documents,   139,880 tokens,   483,959 bytes, 3.460 bytes/token
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, whatever the working directory
 
 from tokenization.command import verify_folder
 from tokenization.embedded import prepare
-from training.config import user_errors
+from training.config import parse_flags, user_errors
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out_dir", default=Path(__file__).resolve().parent, type=Path, help="default: this folder")
-    parser.add_argument("--verify", action="store_true", help="read everything again and compare it with meta.json")
-    args = parser.parse_args()
+
+def main(argv: Sequence[str]) -> int:
+    if "--help" in argv or "-h" in argv:
+        print(__doc__)
+        return 0
     with user_errors():
-        if args.verify:
-            raise SystemExit(verify_folder(args.out_dir))
-        meta = prepare(args.out_dir)
-    print(f"{args.out_dir}: {meta['source']}, tokenizer of {meta['tokenizer']['length']}")
+        words, flags = parse_flags(argv, {"out_dir": str, "verify": bool})
+        if words:
+            raise ValueError(f"{words[0]!r} is no flag: did you mean --out_dir={words[0]!r}?")
+        out_dir = Path(flags.get("out_dir") or Path(__file__).resolve().parent)
+        if flags.get("verify"):
+            return verify_folder(out_dir)
+        meta = prepare(out_dir)
+    print(f"{out_dir}: {meta['source']}, tokenizer of {meta['tokenizer']['length']}")
     for name, split in meta["splits"].items():
         docs, tokens, size = split["documents"], split["tokens"], split["text_bytes"]
         print(f"{name}: {docs:,} documents, {tokens:,} tokens, {size:,} bytes of text, {size / tokens:.3f} bytes/token")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

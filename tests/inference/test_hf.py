@@ -455,6 +455,21 @@ def test_our_own_weights_come_back(preset, tied, tmp_path):
     assert theirs.dtype == torch.bfloat16 and theirs.num_parameters() == model.get_num_params()
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gpt2_without_biases_is_one_with_biases_of_zero(tied, tmp_path):
+    sizes = dict(n_layer=2, n_embd=32, n_head=4, block_size=24, vocab_size=61, weight_tying=tied)
+    model = ConfigurableGPT(get_preset_config("gpt2", bias=False, **sizes), seed=3)
+    save_hf(model, tmp_path)
+    back, info = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert not any(t.any() for name, t in back.state_dict().items() if name.endswith("bias"))
+    ids = random_ids(model.config)
+    with torch.no_grad():
+        expected = model.eval()(ids)[0]
+        torch.testing.assert_close(back.eval()(ids).logits, expected, atol=1e-5, rtol=0)
+        torch.testing.assert_close(load_hf(tmp_path).eval()(ids)[0], expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama scaled", "qwen3 tied"])
 def test_config_json_leaves_no_field_to_a_default(name):
     """What transformers 5 writes itself, and for transformers 4 the older names of the same."""
@@ -472,7 +487,6 @@ def test_config_json_leaves_no_field_to_a_default(name):
 @pytest.mark.parametrize(
     ("preset", "choices", "words"),
     [
-        ("gpt2", dict(bias=False), ("bias=False", "gpt2")),
         ("gpt2", dict(num_key_value_heads=2), ("num_key_value_heads=2",)),
         ("gpt2", dict(head_dim=16), ("head_dim=16",)),
         ("gpt2", dict(position_encoding="none"), ("position_encoding='none'",)),

@@ -218,6 +218,9 @@ def test_the_command(tmp_path, small):
     run = subprocess.run([sys.executable, script, "--out_dir", "out"], cwd=tmp_path, capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
     assert "train: " in run.stdout and "val: " in run.stdout
+    for flags, code, said in (["--out_dri=x"], 2, "did you mean 'out_dir'?"), (["--verify=True", "--out_dir=out"], 0, ""):
+        run = subprocess.run([sys.executable, script, *flags], cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == code and said in run.stderr and run.stderr.count("\n") == bool(said)
     assert open_tokens(tmp_path / "out", "train", 4096).n_tokens == read_meta(tmp_path / "out")["splits"]["train"]["tokens"]
 
 

@@ -121,10 +121,10 @@ def test_pruning_keeps_the_last_and_the_named(tmp_path):
 
 
 def test_setting_aside_loses_nothing(tmp_path):
-    assert checkpoint.set_aside_checkpoints(tmp_path) is None
+    assert checkpoint.set_aside_run(tmp_path) is None
     for n in (1, 2):
         save(tmp_path, n, *trained())
-        assert checkpoint.set_aside_checkpoints(tmp_path) == tmp_path / f"checkpoints_before_{n}"
+        assert checkpoint.set_aside_run(tmp_path) == tmp_path / f"checkpoints_before_{n}"
     assert (tmp_path / "checkpoints_before_2" / "step_00000002" / "manifest.json").is_file()
 
 

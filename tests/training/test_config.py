@@ -306,6 +306,20 @@ def test_wandb_names(run, monkeypatch, tmp_path):
 def test_notes_on_what_has_no_effect():
     assert TrainConfig(muon_learning_rate=0.1).notes() == ["muon_learning_rate=0.1 has no effect with optimizer='adamw'"]
     assert not TrainConfig().notes()
+    said = {
+        "wsd_decay_fraction": TrainConfig(wsd_decay_fraction=0.5),
+        "lr_decay_iters": TrainConfig(lr_schedule="constant", lr_decay_iters=5),
+        "min_lr": TrainConfig(lr_schedule="constant", min_lr=1e-5),
+        "keep_last": TrainConfig(keep_last=5, always_save_checkpoint=True),
+    }
+    for name, config in said.items():
+        (note,) = config.notes()
+        assert note.startswith(f"{name}={getattr(config, name)} has no effect with ")
+    assert not TrainConfig(wsd_decay_fraction=0.5, lr_schedule="wsd").notes() and not TrainConfig(keep_last=5).notes()
+    model = get_preset_config("qwen3")
+    here = TrainConfig(reduce_dtype="bfloat16", use_fsdp=True)
+    assert [note.split("=")[0] for note in here.notes_here(model, "cpu", 1)] == ["use_fsdp", "reduce_dtype"]
+    assert not here.notes_here(model, "cpu", 2)
 
 
 BELOW_ONE = ("batch_size", "gradient_accumulation_steps", "eval_interval", "eval_iters", "log_interval", "checkpoint_interval",
