@@ -133,11 +133,10 @@ def test_a_compiled_step_gives_the_same_tokens():
     from training.dist import compile_problem
 
     assert compile_problem(torch.device("cpu")) is None
-    model = tiny()
+    model = tiny(init_std=0.2)
     want = generate(model, PROMPTS, 20, GREEDY)
     assert generate(model, PROMPTS, 20, GREEDY, compiled=True) == want
     assert generate(model, PROMPTS[:1], 20, GREEDY, compiled=True) == want[:1]  # another batch size
-    assert generate(tiny(init_std=0.2), PROMPTS, 20, GREEDY, compiled=True) == generate(tiny(init_std=0.2), PROMPTS, 20, GREEDY)
 
 
 @pytest.mark.parametrize("preset", ["gpt2", "llama2", "llama3", "qwen3"])

@@ -533,8 +533,11 @@ def wait_for_the_end_of(group, seconds=20):
     return left
 
 
+KILLS = 20 if "SLOW" in os.environ else 4  # make test-faults has time
+
+
 @pytest.mark.timeout(300)
-def test_killed_at_20_moments_with_1_2_and_3_workers(toy_folder, tmp_path):
+def test_killed_at_many_moments_with_1_2_and_3_workers(toy_folder, tmp_path):
     random_ = random.Random(20)
     (tmp_path / "in").mkdir()
     for i in range(150):
@@ -556,10 +559,10 @@ def test_killed_at_20_moments_with_1_2_and_3_workers(toy_folder, tmp_path):
 
     kills = finished = 0
     interrupted_at = set()
-    while kills < 20 or not finished:
+    while kills < KILLS or not finished:
         process = start("out", workers=1 + kills % 3)
         try:
-            process.wait(random_.uniform(0.1, 1.0) * duration if kills < 20 else 100)
+            process.wait(random_.uniform(0.1, 1.0) * duration if kills < KILLS else 100)
         except subprocess.TimeoutExpired:
             if kills % 2:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -578,7 +581,7 @@ def test_killed_at_20_moments_with_1_2_and_3_workers(toy_folder, tmp_path):
             shutil.rmtree(tmp_path / "out")
         else:
             assert process.returncode == -signal.SIGKILL
-    assert len(interrupted_at) > 3  # it was killed in the midst of its work, not only while it started
+    assert len(interrupted_at) > KILLS // 6  # it was killed in the midst of its work, not only while it started
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

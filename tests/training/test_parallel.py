@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import resource
 import shutil
 from pathlib import Path
@@ -22,7 +23,7 @@ from training.dist import World, on_ranks
 from training.parallel import build_strategy
 
 pytestmark = pytest.mark.timeout(900)  # of which most are the fixtures
-STRATEGIES = {
+STRATEGIES = {  # of 1 and 2 processes; of 4, which are slow on two cores, in make test-faults
     1: {"single": []},
     2: {"ddp": [], "zero1": ["--use_zero1"], "fsdp": ["--use_fsdp"]},
     4: {
@@ -32,6 +33,8 @@ STRATEGIES = {
         "hybrid": ["--use_fsdp", "--hybrid_shard_size=2"],
     },
 }
+if "SLOW" not in os.environ:
+    del STRATEGIES[4]
 WORLDS = [(size, name) for size, names in STRATEGIES.items() for name in names]
 
 # Odd sizes: 97, 50 and 10 rows do not divide by 4
@@ -211,8 +214,11 @@ def test_what_a_rank_holds(runs):
             for what in ("weights", "state"):
                 assert of[f"{size}-{name}-{rank}"][what] == pytest.approx(whole[what] / parts, rel=0.05)
     # DDP's gradients stay in its buckets, of 1 and 25 MB: none of a micro-step without exchange lies beside them
-    assert all(1 <= of[f"{size}-ddp-{rank}"]["gradient storages"] <= 2 for size in (2, 4) for rank in range(size))
-    assert of["4-hybrid-0"]["name"] == "fsdp 2x2" and of["4-zero1-0"]["name"] == "zero1" and whole["name"] == "single"
+    assert all(
+        1 <= of[f"{size}-ddp-{rank}"]["gradient storages"] <= 2 for size in STRATEGIES if size > 1 for rank in range(size)
+    )
+    assert of["2-zero1-0"]["name"] == "zero1" and whole["name"] == "single"
+    assert 4 not in STRATEGIES or of["4-hybrid-0"]["name"] == "fsdp 2x2"
 
 
 @pytest.mark.parametrize("name", STRATEGIES[2])
