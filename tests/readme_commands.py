@@ -1,6 +1,6 @@
 """Runs every command of the ```bash blocks of README.md and docs/, as it is written, in order. Called by .ci/run.
 
-make test and make lint are left to .ci/run itself; anything else that fails, fails this.
+make test, make test-faults and make lint are left to .ci/run itself; anything else that fails, fails this.
 """
 
 import os
@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RUN_BY_CI = ("make test", "make lint")
+RUN_BY_CI = ("make test", "make test-faults", "make lint")
 
 
 def readme_commands() -> list[str]:
