@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, time_to_loss
+from benchmarks import mfu, report, time_to_loss, train_step
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,12 +47,14 @@ def test_a_benchmark_at_a_tiny_size(command):
     assert {file: file.read_bytes() for file in report.RESULTS.iterdir()} == before  # nothing without --write
 
 
-def test_wrong_flags_of_a_benchmark_are_one_line():
-    wrong = [("train_step", "--vs=megatron", "'megatron' is none of"), ("train_step", "--modes=fp8", "'fp8'"),
-             ("train_step", "--setting=best", "setting"), ("mfu", "--fp8=foo", "fp8='foo' is not known")]  # fmt: skip
-    for script, flag, said in wrong:
-        done = subprocess.run([sys.executable, f"benchmarks/{script}.py", flag], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1
+def test_wrong_flags_of_a_benchmark_are_one_line(capsys):
+    wrong = [(train_step, "--vs=megatron", "'megatron' is none of"), (train_step, "--modes=fp8", "'fp8'"),
+             (train_step, "--setting=best", "setting"), (mfu, "--fp8=foo", "fp8='foo' is not known")]  # fmt: skip
+    for benchmark, flag, said in wrong:
+        with pytest.raises(SystemExit) as end:
+            benchmark.main([flag])
+        err = capsys.readouterr().err
+        assert end.value.code == 2 and said in err and err.count("\n") == 1
 
 
 def test_a_row_of_the_report(monkeypatch, tmp_path):

@@ -99,7 +99,7 @@ def test_one_trace_answers_for_all_batches(flags, backend, monkeypatch):
     monkeypatch.setattr("model_loss.CHUNK_BYTES", 2 * 101 * 70)  # 70 tokens; sequences have 32
     c, train = tiny(loss_backend=backend, attention_backend="sdpa"), replace(TRAIN, **flags)
     memory = BatchMemory(c, train, 2)
-    for B in (1, 2, 3, 6, 7, 9):
+    for B in (1, 3, 7, 9):
         parts, peaks = simulated_step(c, replace(train, batch_size=B), 2, "cuda").at(B)
         assert vars(memory(B)) | {"workspace": 0} == parts | {"workspace": 0} and memory(B).total == max(peaks.values())
 
