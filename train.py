@@ -143,15 +143,14 @@ def train(
         notes.append(f"attention_backend={kernel!r}; ms a layer: {kernels_ms or 'measured when the run began'}")
     if world.rank == 0:
         out_dir.mkdir(parents=True, exist_ok=True)
-        tokenizer = tokenizer_files(dataset.folders[0])
-        if source is None and not config.eval_only:
-            stale = [] if tokenizer else tokenizer_files(out_dir)  # what would pass for this run's
-            if aside := checkpoint.set_aside_run(out_dir, stale):
-                notes.append(f"the checkpoints{' and the tokenizer' * bool(stale)} of an earlier run are now in {aside}")
-        elif not config.eval_only:
-            notes += [f"a damaged checkpoint is now {path}" for path in checkpoint.set_aside_damaged(out_dir, state["step"])]
-        for file in tokenizer:
-            shutil.copy(file, out_dir)
+        if not config.eval_only:
+            if source is not None:
+                damaged = checkpoint.set_aside_damaged(out_dir, state["step"])
+                notes += [f"a damaged checkpoint is now {path}" for path in damaged]
+            elif aside := checkpoint.set_aside_run(out_dir, tokenizer_files(out_dir)):
+                notes.append(f"the checkpoints of an earlier run are now in {aside}")
+            for file in tokenizer_files(dataset.folders[0]):
+                shutil.copy(file, out_dir)
     about = {
         "command": [Path(sys.argv[0]).name, *argv],
         "config": resolved,
@@ -173,22 +172,23 @@ def train(
     start_step = step = state["step"]
     checkpoints = checkpoint.Checkpoints(out_dir, world, config, state["best"], step if source is not None else None)
     is_evaluated = lambda step: step >= config.max_iters or step % config.eval_interval == 0  # noqa: E731
-    # A signal may have cut off the evaluation of the step that it saved: that is made up for, and saved with it
+    saved_step = step if source is not None else None
+    # A signal may have cut off the evaluation of the step that it saved: that is made up for
     cut_off = source is not None and is_evaluated(step) and state.get("val_loss") is None
-    saved_step = step if source is not None and not cut_off else None
     guard = StepGuard(config, device, state["guard"])
     batches = loader.prefetched(step, device)
     timer, energy = metrics.StepTimer(state["trained_s"]), metrics.EnergyMeter(device, world, state["energy_j"])
     profile = instruments.StepProfile(config.profile if world.rank == 0 else 0, out_dir / "profile", device)
     checkpoint_interval = config.checkpoint_interval or config.eval_interval
     stopping = dist.StopVote(world, stop)
-    save_due, reason = False, "done"
+    reason = "done"
     try:
         while True:
             last = step >= config.max_iters
             losses = {}
 
-            if not stopping() and (config.eval_only or (step != saved_step and is_evaluated(step))):
+            evaluation_due = config.eval_only or (is_evaluated(step) and (step != saved_step or cut_off))
+            if not stopping() and evaluation_due:
                 for split in ("train", "val"):
                     losses[split] = evaluate(model, dataset.evaluation_batches(split), device, autocast, world, stopping)
                 if stopping.agreed:
@@ -199,9 +199,8 @@ def train(
                         journal.sample(step, config.sample_prompt, sampler(model, autocast))
 
             ending = last or bool(stopping.agreed)
-            save_due |= step % checkpoint_interval == 0 and (step > start_step or cut_off)
-            # While gradients are bad the weights stand still, and may be what is bad: older checkpoints keep their place
-            if step != saved_step and not config.eval_only and (ending or (save_due and not guard.bad_in_a_row())):
+            save_due = ending or (step > start_step and step % checkpoint_interval == 0)
+            if save_due and step != saved_step and not config.eval_only:
                 state = {
                     "step": step,
                     "tokens": step * tokens_per_step,
@@ -214,8 +213,12 @@ def train(
                     "attention_backend": kernel if model_config.attention_backend == "auto" else None,
                     "data": data,
                 }
-                checkpoints.save(strategy.tensors(model, optimizers), state, resolved, wait=ending)
-                saved_step, save_due = step, False
+                # Between bad steps the weights stand still, and may be what is bad: those from before are not removed for them
+                prune = not guard.bad_in_a_row()
+                checkpoints.save(strategy.tensors(model, optimizers), state, resolved, wait=ending, prune=prune)
+                saved_step = step
+            elif step == saved_step:
+                checkpoints.rate(step, losses.get("val"))
             for event in checkpoints.events():
                 journal.checkpoint(event)
 
@@ -269,6 +272,8 @@ def train(
             if (logging_step or step % config.max_bad_steps == 0) and guard.bad_in_a_row() >= config.max_bad_steps:
                 reason = f"error: {guard.bad_in_a_row()} steps in a row were skipped, gradient norm {grad_norm.item():.3g}"
                 checkpoints.finish()  # an asynchronous one must not be cut off
+                for event in checkpoints.events():
+                    journal.checkpoint(event)
                 break
     except BaseException as error:
         reason = f"error: {type(error).__name__}: {error}"
@@ -281,7 +286,9 @@ def train(
             journal.say(f"{out_dir} is at step {step} of {config.max_iters}: nothing to train; --init_from=scratch starts over")
         return 0
     if reason.startswith("error"):
-        journal.say(f"{reason}; the checkpoints in {out_dir} are from before: look at the data, lower learning_rate, go on")
+        good = step - guard.bad_in_a_row()
+        journal.say(f"{reason}; the last good step led to {good}: look at the data, lower learning_rate, and go on from a")
+        journal.say(f"checkpoint before the trouble: those of {out_dir}/checkpoints that are later have to be moved away")
         return 1
     then = "begins again" if config.eval_only else "goes on from there"
     journal.say(f"stopped by {reason} at step {step}; the same command {then}")

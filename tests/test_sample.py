@@ -9,14 +9,17 @@ import sample
 from inference.generate import Event, Sampling
 
 BAD_FLAGS = "--temperature=-1 --temperature=nan --top_k=-1 --top_p=0 --top_p=1.1 --min_p=2 --max_new_tokens=0 --seed=-1 "
-BAD_FLAGS += "--repetition_penalty=0 --context_length=0 --thinking=on --chat=True --num_samples=0 --output=xml"
+BAD_FLAGS += "--repetition_penalty=0 --context_length=0 --thinking=on --num_samples=0 --output=xml"
 
 
 @pytest.mark.parametrize("flag", [*BAD_FLAGS.split(), "--prompts=x", "--prompt=\udcff", "word", "--out_dir=/no/such"])
 def test_bad_input_is_one_line(flag, capsys):
     with pytest.raises(SystemExit) as stopped:
         sample.main([flag])
-    assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    assert ("/no/such" if "no/such" in flag else flag.lstrip("-").partition("=")[0]) in said
+    assert ("no checkpoint" in said) == ("no/such" in flag)  # nothing else is wrong here
 
 
 def byte_tokenizer(path) -> None:

@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 import train
 from inference.models import find_model
 from training import checkpoint
+from training.config import TrainConfig
+from training.data import tokenizer_files
 from training.dist import World
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -458,7 +460,7 @@ def test_damaged_checkpoints_take_no_good_ones_place(run, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("cut_off", [3, 6])
 def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monkeypatch, cut_off):
-    run("whole")
+    run("whole", "--max_iters=9", "--keep_last=1")
     seen, plain = [], train.evaluate
 
     def evaluate(*args: object) -> float | None:
@@ -469,21 +471,38 @@ def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate", evaluate)
-        assert run("parts") == 75
-    assert checkpoint.list_checkpoints(tmp_path / "parts")[-1][0] == cut_off
+        assert run("parts", "--max_iters=9", "--keep_last=1") == 75
+    path = checkpoint.checkpoint_path(tmp_path / "parts", cut_off)
+    assert checkpoint.list_checkpoints(tmp_path / "parts")[-1][1] == path
     assert cut_off not in [e["step"] for e in read_events(tmp_path / "parts", "eval")]
-    assert run("parts") == 0
+    written = (path / "manifest.json").stat()
+    assert run("parts", "--max_iters=9", "--keep_last=1") == 0
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
-    best = [checkpoint.load_state(checkpoint.checkpoint_path(tmp_path / name, 6))[0]["best"] for name in ("whole", "parts")]
-    assert best[0] == best[1]
+    best = [checkpoint.load_state(checkpoint.checkpoint_path(tmp_path / name, 9))[0]["best"] for name in ("whole", "parts")]
+    assert best[0] == best[1] and checkpoint.checkpoint_path(tmp_path / "parts", best[1]["step"]).is_dir()
+    assert (path / "manifest.json").stat() == written  # what is safe is not written again
 
 
-def test_a_run_whose_weights_broke_keeps_the_checkpoints_from_before(run, tmp_path):
-    flags = ["--learning_rate=1e37", "--warmup_iters=0", "--grad_clip=0", "--max_iters=60", "--eval_interval=1"]
-    assert run("a", *flags, "--max_bad_steps=3", "--log_interval=50", "--keep_last=1") == 1
+def test_the_best_may_be_one_that_was_rated_after_it_was_saved(tmp_path):
+    checkpoints = checkpoint.Checkpoints(tmp_path, World(), TrainConfig(), {"step": 2, "val_loss": 3.0}, 4)
+    checkpoints.rate(4, None)
+    checkpoints.rate(4, 3.5)
+    assert checkpoints.best == {"step": 2, "val_loss": 3.0}
+    checkpoints.rate(4, 2.5)
+    assert checkpoints.best == {"step": 4, "val_loss": 2.5}
+
+
+def test_between_bad_steps_no_checkpoint_is_removed(run, tmp_path, monkeypatch, capsys):
+    plain = train.learning_rate_at
+    monkeypatch.setattr(train, "learning_rate_at", lambda step, c: 1e37 if step == 4 else plain(step, c))
+    flags = ["--max_iters=60", "--grad_clip=0", "--keep_last=1", "--checkpoint_interval=2", "--eval_interval=50"]
+    assert run("a", *flags, "--max_bad_steps=6", "--log_interval=50") == 1
     end = read_events(tmp_path / "a")[-1]
-    assert end["reason"].startswith("error: 5 steps in a row were skipped") and end["step"] == 6
-    assert [e["step"] for e in read_events(tmp_path / "a", "checkpoint")] == [1]
+    assert end["reason"].startswith("error: 7 steps in a row were skipped") and end["step"] == 12
+    assert "the last good step led to 5" in capsys.readouterr().out
+    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path / "a")] == [4, 6, 8, 10]
+    largest = [max(t.abs().max().item() for t in weights(tmp_path / "a", step).values()) for step in (4, 6)]
+    assert largest[0] < 100 and largest[1] > 1e30
 
 
 def test_accumulated_gradients_equal_those_of_one_big_batch(run, tmp_path):
@@ -547,19 +566,27 @@ def test_the_tokenizer_is_copied_and_the_tokens_are_not(run, tmp_path, dataset):
     assert data["tokenizer"]["name"] == "synthetic" and data["eot_id"] == 0 and data["bytes_per_token"] == 3.0
 
 
-def test_a_tokenizer_of_an_earlier_run_is_not_taken_for_this_ones(run, tmp_path, dataset, capsys):
+def test_a_tokenizer_of_an_earlier_run_is_not_taken_for_this_ones(run, tmp_path, dataset):
     (dataset / "tokenizer.json").write_text("theirs")
     record_tokenizer(dataset)
     run("a")
-    (dataset / "tokenizer.json").unlink()
+    (tmp_path / "a" / "chat_template.jinja").write_text("theirs")
+    (dataset / "tokenizer.json").write_text("new")
+    record_tokenizer(dataset)
     run("a", "--init_from=scratch")
-    assert not (tmp_path / "a" / "tokenizer.json").exists()
-    assert (tmp_path / "a" / "checkpoints_before_1" / "tokenizer.json").read_text() == "theirs"
-    assert "the checkpoints and the tokenizer of an earlier run are now in" in capsys.readouterr().out
+    assert [f.name for f in tokenizer_files(tmp_path / "a")] == ["tokenizer.json"]
+    assert (tmp_path / "a" / "tokenizer.json").read_text() == "new"
+    before = tmp_path / "a" / "checkpoints_before_1"
+    assert (before / "tokenizer.json").read_text() == (before / "chat_template.jinja").read_text() == "theirs"
+    (dataset / "tokenizer.json").unlink()
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "tokenizer.json").write_text("the user's")  # where no run was, it is nobody else's
+    run("b")
+    assert (tmp_path / "b" / "tokenizer.json").read_text() == "the user's"
     (tmp_path / "a" / "tokenizer.json").write_text("another")
     with pytest.raises(ValueError, match=r"tokenizer\.json is not 'synthetic'"):
         find_model(str(tmp_path / "a"))
-    (tmp_path / "a" / "tokenizer.json").write_text("theirs")
+    (tmp_path / "a" / "tokenizer.json").write_text("new")
     assert find_model(str(tmp_path / "a")).tokenizer == str(tmp_path / "a")
 
 

@@ -79,29 +79,38 @@ class Checkpoints:
             timeout = timedelta(seconds=config.dist_timeout_s)
             self._group = torch.distributed.new_group(backend="gloo", timeout=timeout) if world.size > 1 else None
 
-    def save(self, tensors: dict[str, Tensor], state: Mapping[str, Any], resolved: Mapping[str, Any], wait: bool) -> None:
+    def save(
+        self,
+        tensors: dict[str, Tensor],
+        state: Mapping[str, Any],
+        resolved: Mapping[str, Any],
+        wait: bool,
+        prune: bool = True,
+    ) -> None:
         """Writes the checkpoint of state["step"], or begins to. What comes of it is among the events; with `wait` it is on the
-        disk when this returns. Raises SaveFailed with `wait` only: an earlier one may be made good by the next."""
+        disk when this returns. Without `prune` none is removed for it. Raises SaveFailed with `wait` only: an earlier one may
+        be made good by the next."""
         self._finish()
-        best = self.best
-        val_loss = state["val_loss"]
-        if val_loss is not None and math.isfinite(val_loss) and (best is None or val_loss < best["val_loss"]):
-            best = {"step": state["step"], "val_loss": val_loss}
+        best = self._best_with(state["step"], state["val_loss"])
         state = {**state, "best": best}
         started = time.perf_counter()
         tensors = own_share(tensors, self.world)
         if self.config.async_checkpoint:
-            future = self._thread.submit(self._write, self._stager.stage(tensors), state, resolved, self._group)
+            future = self._thread.submit(self._write, self._stager.stage(tensors), state, resolved, prune, self._group)
         else:
             future = Future()
             try:
-                future.set_result(self._write(tensors, state, resolved, None))
+                future.set_result(self._write(tensors, state, resolved, prune, None))
             except SaveFailed as error:
                 future.set_exception(error)
         self._pending = future, best, started
         self._events.append({"step": state["step"], "blocked_ms": 1e3 * (time.perf_counter() - started)})
         if wait or not self.config.async_checkpoint:
             self._finish(must_succeed=wait)
+
+    def rate(self, step: int, val_loss: float | None) -> None:
+        """A loss that was evaluated when the checkpoint of `step` was there already. The next one records it."""
+        self.best = self._best_with(step, val_loss)
 
     def finish(self) -> None:
         """Waits for the save that is underway; what becomes of it is among the events."""
@@ -129,9 +138,15 @@ class Checkpoints:
                 raise
         event["saved_ms"] = 1e3 * (time.perf_counter() - started)
 
-    def _write(self, tensors: dict[str, Tensor], state: Mapping[str, Any], resolved: Mapping[str, Any], group: Any) -> Path:
+    def _best_with(self, step: int, val_loss: float | None) -> Mapping[str, Any] | None:
+        better = val_loss is not None and math.isfinite(val_loss) and (self.best is None or val_loss < self.best["val_loss"])
+        return {"step": step, "val_loss": val_loss} if better else self.best
+
+    def _write(
+        self, tensors: dict[str, Tensor], state: Mapping[str, Any], resolved: Mapping[str, Any], prune: bool, group: Any
+    ) -> Path:
         path = save_checkpoint(self.out_dir, tensors, state, resolved, self.world, group)
-        if self.world.rank == 0 and not self.config.always_save_checkpoint:
+        if prune and self.world.rank == 0 and not self.config.always_save_checkpoint:
             keep_steps = {state["step"], self.source_step, state["best"]["step"] if state["best"] else None}
             prune_checkpoints(self.out_dir, self.config.keep_last, keep_steps)
         return path
@@ -429,16 +444,15 @@ def leftovers(checkpoints: Path) -> list[Path]:
 
 
 def set_aside_run(out_dir: str | Path, files: Collection[Path] = ()) -> Path | None:
-    """Makes room for a run from scratch without losing the run before: its checkpoints move to checkpoints_before_N, and these
-    files of the run folder into that."""
+    """Makes room for a run from scratch without losing the run before: its checkpoints, where there are any, move to
+    checkpoints_before_N, and these files of the run folder, its tokenizer's, into that."""
     old = Path(out_dir) / "checkpoints"
-    there = bool(list_checkpoints(out_dir))
-    if not there and not files:
+    if not list_checkpoints(out_dir):
         return None
     n = 1
     while (aside := old.with_name(f"checkpoints_before_{n}")).exists():
         n += 1
-    old.rename(aside) if there else aside.mkdir()
+    old.rename(aside)
     for file in files:
         file.rename(aside / file.name)
     return aside

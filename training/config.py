@@ -69,7 +69,7 @@ class TrainConfig:
     reduce_dtype: Literal["float32", "bfloat16"] = "float32"  # in which gradients are summed over the processes
     activation_checkpointing: Literal["none", "selective", "full"] = "none"  # recompute activations to save memory
     dist_timeout_s: float = 600.0  # a process that does not answer for so long ends the job
-    max_bad_steps: int = 20  # steps with non-finite gradients in a row, each skipped, before the run stops
+    max_bad_steps: int = 20  # the run stops when so many steps in a row, or more, had non-finite gradients and were skipped
     spike_factor: float = 0.0  # skip a step whose gradient norm exceeds so many times its recent mean; 0 is off
     seed: int = 1337
 

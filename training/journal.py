@@ -1,7 +1,7 @@
-"""What happens in a run, said once: each event goes to the run log, the terminal and the log backends.
+"""What happens in a run, said once: from here it goes to the run log, the terminal and the log backends.
 
     journal = Journal(config, world, out_dir, about, run_id)        # about: the fields of the event run_start
-    journal.train(step, loss=2.1, grad_norm=0.3, lr=3e-4, dt_ms=120.0, skipped_steps=0, energy_j=None)
+    journal.train(step, loss=2.1, grad_norm=0.3, lr=3e-4, dt_ms=120.0, skipped_steps=0, energy_j=None, device=device)
     journal.evaluation(step, {"train": 2.1, "val": 2.3})
     journal.end("done", step, trained_s)
 

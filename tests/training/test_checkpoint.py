@@ -120,6 +120,18 @@ def test_pruning_keeps_the_last_and_the_named(tmp_path):
     assert not list((tmp_path / "checkpoints").glob("partial*"))
 
 
+@pytest.mark.parametrize("prune", [True, False])
+def test_what_was_just_written_is_never_removed(tmp_path, prune):
+    """Not even where there are later ones."""
+    model, optimizers = trained()
+    for step in (7, 8, 9):
+        save(tmp_path, step, model, optimizers)
+    checkpoints = checkpoint.Checkpoints(tmp_path, World(), TrainConfig(keep_last=2), None, None)
+    state = {"step": 5, "val_loss": None}
+    checkpoints.save(dict(model.named_parameters()), state, {}, wait=True, prune=prune)
+    assert [s for s, _ in checkpoint.list_checkpoints(tmp_path)] == ([5, 8, 9] if prune else [5, 7, 8, 9])
+
+
 def test_setting_aside_loses_nothing(tmp_path):
     assert checkpoint.set_aside_run(tmp_path) is None
     for n in (1, 2):
