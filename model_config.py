@@ -236,7 +236,7 @@ def did_you_mean(word: object, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
     if near:
         return f": did you mean {near[0]!r}?"
-    return f": one of {', '.join(known)}" if len(known) <= 12 else ""
+    return f": one of {', '.join(known)}" if 0 < len(known) <= 12 else ""
 
 
 def check_field_names(names: Iterable[str], known: Iterable[str], where: str) -> None:

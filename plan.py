@@ -111,8 +111,8 @@ def device_of(o: PlanOptions) -> tuple[GPU, float]:
 
 
 def measured_mfu(path: str, stated_tflops: float | None) -> tuple[float, str]:
-    """The MFU of a run's median step, against the peak of its own device, or the stated one where that is unknown. Raises
-    ValueError."""
+    """The MFU of a run's median step, against the peak of its own device, or the stated one where that is unknown, as it would
+    be without the run's recomputation, if it had any. Raises ValueError."""
     run = read_runs(find_runs([path], None)[0])[-1]
     rates = [event["tokens_per_s"] for event in run.trains if event.get("tokens_per_s")]
     if len(rates) < 3:
@@ -124,7 +124,8 @@ def measured_mfu(path: str, stated_tflops: float | None) -> tuple[float, str]:
     if not peak:
         device = hardware.get("device_name")
         raise ValueError(f"--measured={path}: the peak of {device} is unknown: state --mfu, or that peak with --peak_tflops")
-    mfu = median(rates) * run.start["model"]["flops_per_token"] / (peak * n)
+    recomputed = CHECKPOINTING.get(run.start["config"]["train"].get("activation_checkpointing"), 1.0)
+    mfu = recomputed * median(rates) * run.start["model"]["flops_per_token"] / (peak * n)
     return mfu, f"the median of {len(rates)} logged steps on {n} x {hardware.get('device_name')}"
 
 
@@ -139,7 +140,9 @@ def plan_run(
         raise ValueError("max_iters=0 trains on nothing: plan what with --tokens=6e9")
     rows = memory_rows(c, train, o, gpu)
     choice = recommend(rows, c.block_size)
+    # What is recomputed takes time and counts for nothing. A stated MFU is what train.py will log, with that in it
     recomputed = CHECKPOINTING[choice["activation_checkpointing"]] if choice else 1.0
+    mfus = [o.mfu] if o.mfu else [m / recomputed for m in ([mfu] if mfu else SHOWN_MFU)]
     notes = c.notes() + train.notes()
     if train.gradient_accumulation_steps % o.gpus:
         accumulation = train.gradient_accumulation_steps
@@ -171,7 +174,7 @@ def plan_run(
         "tokens": tokens,
         "steps": math.ceil(tokens / per_step),
         "flops": work * tokens,
-        "time": [cost(tokens, work * recomputed, m, peak, gpu, o) for m in ([mfu] if mfu else SHOWN_MFU)],
+        "time": [cost(tokens, work, m, peak, gpu, o) for m in mfus],
         "disk": disk(train, o, params, model, tokens),
         "tokens_per_param": tokens / params,
         "chinchilla": optimum,
@@ -247,7 +250,7 @@ def flags_of(row: dict[str, Any], train: TrainConfig) -> str:
 
 
 def cost(tokens: float, flops_per_token: float, mfu: float, peak: float, gpu: GPU, o: PlanOptions) -> dict[str, float | None]:
-    """At `mfu` of a step without recomputation: recomputed FLOPs take time and count for nothing."""
+    """At `mfu`, in which FLOPs that are recomputed do not count."""
     tokens_per_s = o.gpus * peak * mfu / flops_per_token
     hours = tokens / tokens_per_s / 3600
     kwh = None if gpu.power_w is None else o.gpus * gpu.power_w * hours / 1e3

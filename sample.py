@@ -22,7 +22,7 @@ from inference.generate import Completion, Sampling, generate, stream
 from inference.models import find_model
 from model_builder import ConfigurableGPT
 from model_config import check_field_types
-from tokenization.tokenizers import load_tokenizer
+from tokenization.tokenizers import find_tokenizer, load_tokenizer
 from tokenization.vocabulary import read_vocabulary
 from training import dist
 from training.config import check_text, parse_flags, user_errors
@@ -113,9 +113,11 @@ def main(argv: Sequence[str]) -> int:
             stop_ids |= set(template.stop_ids)
         allowed = None
         if config.vocabulary is not None:
+            vocabulary = read_vocabulary(config.vocabulary, find_tokenizer(found.tokenizer))
             tags = {template.think_id, template.end_think_id} - {None} if template is not None else set()
-            allowed = sorted({*read_vocabulary(config.vocabulary)["ids"], *stop_ids, *tags})  # else nothing could end
-        prompt_ids = tokenizer.encode(text).ids or ([] if eot_id is None else [eot_id])
+            allowed = sorted({*vocabulary["ids"], *stop_ids, *tags})  # else nothing could end
+        prompt_ids = tokenizer.encode(text, add_special_tokens=found.begins_with_bos).ids
+        prompt_ids = prompt_ids or ([] if eot_id is None else [eot_id])
         if not prompt_ids and not config.chat:
             raise ValueError("the prompt has no tokens and this run's tokenizer no end-of-text: pass --prompt=...")
         if allowed is not None and allowed[-1] >= found.architecture.vocab_size:
@@ -171,8 +173,11 @@ def chat(
     for n, question in enumerate([text] if text else read_questions()):
         messages.append({"role": "user", "content": question})
         with user_errors():
+            check_text(question=question)
             prompt = template.render(messages, flag)
             prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+            if not prompt_ids:
+                raise ValueError(f"the chat template of {template.where} makes nothing of this: it needs another")
         answer, shown = Completion(), Display(prompt_ids, template, config)
         for (event,) in stream(model, [prompt_ids], config.max_new_tokens, sampling, seed=config.seed + n, **options):
             answer.text, answer.finish = answer.text + event.text, event.finish or ""

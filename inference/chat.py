@@ -61,7 +61,7 @@ class ChatTemplate:
         try:
             template = environment.from_string(self.source)
             return template.render(messages=messages, add_generation_prompt=True, **self.special_tokens, **flags)
-        except (jinja2.TemplateError, TypeError) as error:
+        except Exception as error:  # a template is a program, and may fail in any way
             raise ValueError(f"the chat template of {self.where} fails: {error}") from None
 
 

@@ -33,8 +33,8 @@ class Sampling:
     repetition_penalty: float = 1.0  # 1: off
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature={self.temperature} must be finite and at least 0 (0 is greedy)")
+        if self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"):  # less would overflow the logits
+            raise ValueError(f"temperature={self.temperature} must be 0 (greedy) or finite and at least 1e-6")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} must be at least 0 (0 is off)")
         if not 0 < self.top_p <= 1:

@@ -16,7 +16,7 @@ import torch
 from inference.hf import config_from_hf, find_folder, load_hf, read_json
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
-from tokenization.tokenizers import find_tokenizer
+from tokenization.tokenizers import TokenizerFiles, find_tokenizer
 from training import checkpoint
 
 
@@ -27,6 +27,7 @@ class FoundModel:
     tokenizer: str | Path  # a name, folder or hub id
     eot_id: int | None  # goes between documents
     is_run: bool
+    begins_with_bos: bool  # where the tokenizer has one: our shards have none, what was trained elsewhere may
 
     def load(self, device: torch.device, dtype: torch.dtype) -> ConfigurableGPT:
         """The weights in `dtype` on `device`, ready for inference. Raises what load_hf and load_weights raise."""
@@ -58,12 +59,9 @@ def find_model(
         except ValueError as error:
             raise ValueError(str(error) if str(path) in str(error) else f"{path / 'config.json'}: {error}") from None
         found = find_tokenizer(tokenizer or path)
-        if found.length > architecture.vocab_size:
-            raise ValueError(
-                f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model {architecture.vocab_size} rows: "
-                "it belongs to another model"
-            )
-        return FoundModel(path, shortened(architecture, context_length), tokenizer or path, found.eot_id, is_run=False)
+        check_fits(found, architecture)
+        architecture = shortened(architecture, context_length)
+        return FoundModel(path, architecture, tokenizer or path, found.eot_id, is_run=False, begins_with_bos=True)
     path = checkpoint.find_checkpoint(out_dir, step)
     if path is None:
         raise FileNotFoundError(f"no checkpoint in {out_dir}/checkpoints: train one, or pass --out_dir=... or --model=...")
@@ -71,7 +69,19 @@ def find_model(
     architecture = shortened(ModelArchitectureConfig.from_dict(saved["model"]), context_length)
     if tokenizer is None:
         check_own_tokenizer(out_dir, state)
-    return FoundModel(path, architecture, tokenizer or out_dir, state["data"]["eot_id"], is_run=True)
+    else:
+        check_fits(find_tokenizer(tokenizer), architecture)
+    imported = state["data"]["dataset"] is None
+    return FoundModel(path, architecture, tokenizer or out_dir, state["data"]["eot_id"], is_run=True, begins_with_bos=imported)
+
+
+def check_fits(found: TokenizerFiles, architecture: ModelArchitectureConfig) -> None:
+    """Raises ValueError for a tokenizer with more ids than the model has rows."""
+    if found.length > architecture.vocab_size:
+        raise ValueError(
+            f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model {architecture.vocab_size} rows: "
+            "it belongs to another model"
+        )
 
 
 def check_own_tokenizer(out_dir: str | Path, state: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ class TextSampler:
         """`folder` is that of the dataset, with its tokenizer."""
         self.max_new_tokens, self.seed = config.sample_tokens, config.seed
         self.tokenizer, self.eot_id = load_tokenizer(folder), find_tokenizer(folder).eot_id
-        self.prompt_ids = self.tokenizer.encode(config.sample_prompt).ids
+        self.prompt_ids = self.tokenizer.encode(config.sample_prompt, add_special_tokens=False).ids  # shards have no BOS
         if not self.prompt_ids or max(self.prompt_ids) >= vocab_size:
             said = f"sample_prompt={config.sample_prompt!r} is {self.prompt_ids[:8]} to {folder}'s tokenizer"
             raise ValueError(f"{said}: it needs at least one id, and the model knows 0 to {vocab_size - 1}")

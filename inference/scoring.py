@@ -99,8 +99,9 @@ def score_questions(
     model: ConfigurableGPT, tokenizer: "Tokenizer", questions: Sequence[Question], batch_size: int = 8, delimiter: str = " "
 ) -> dict[str, float]:
     """The share of questions whose right choice is the likeliest after question + delimiter: by its probability, and by its
-    probability per byte, which does not favour short ones. They are `acc` and `acc_norm` of lm-evaluation-harness, with its
-    boundary between question and choice: spaces belong to the choice, and both are encoded as one text."""
+    probability per byte, which does not favour short ones. They are `acc` of lm-evaluation-harness and, in ASCII, its
+    `acc_norm`, which divides by characters; with its boundary between question and choice: spaces belong to the choice, and
+    both are encoded as one text."""
     pairs, right, right_per_byte = [], 0, 0
     for q in questions:
         stem = q.question.rstrip()

@@ -68,14 +68,9 @@ def main(argv: Sequence[str]) -> int:
         to = Path(config.to)
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
             raise ValueError(f"{to} is not empty: choose a new folder")
-        record = read_vocabulary(config.vocabulary)
         folder = find_folder(config.model)
         tokenizer = find_tokenizer(config.tokenizer or folder)
-        if tokenizer.sha256 != record["tokenizer"]["sha256"]:
-            raise ValueError(
-                f"{config.vocabulary} was made from another tokenizer ({record['tokenizer']['name']!r}, sha256 "
-                f"{record['tokenizer']['sha256'][:12]}…) than {tokenizer.name!r} ({tokenizer.sha256[:12]}…): make it again"
-            )
+        record = read_vocabulary(config.vocabulary, tokenizer)
         dtype = stored_dtype(read_json(folder / "config.json"))
         model = load_hf(folder, dtype=dtype)
         kept = kept_ids(record)

@@ -23,7 +23,7 @@ from inference.scoring import Question, score_documents, score_questions
 from model_config import check_field_types
 from tokenization.tokenizers import load_tokenizer
 from training import dist
-from training.config import parse_flags, user_errors
+from training.config import check_text, parse_flags, user_errors
 
 
 @dataclass(kw_only=True)
@@ -89,6 +89,7 @@ def read_lines(file: Path, limit: int | None = None) -> tuple[list[str], list[Qu
                 row = json.loads(line)
                 if not isinstance(row, dict) or ("text" in row) == ("choices" in row):
                     raise ValueError('wanted {"text": ...} or {"question": ..., "choices": [...], "answer": 0}')
+                check_text(text=json.dumps(row, ensure_ascii=False))  # JSON can spell half a surrogate pair
                 if "text" in row:
                     if not isinstance(row["text"], str):
                         raise ValueError(f"text={row['text']!r} is no string")

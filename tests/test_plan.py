@@ -239,6 +239,22 @@ def test_a_measured_run_without_its_hardware(tmp_path):
     with pytest.raises(ValueError, match="the peak of X1 is unknown"):
         plan.measured_mfu(str(tmp_path), None)
     assert plan.measured_mfu(str(tmp_path), 1e-10)[0] == pytest.approx(0.5)
+    full = start | {"config": {"train": {"activation_checkpointing": "full"}, "model": {}}}
+    (tmp_path / "run_x.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (
+        full | {"hardware": {"world_size": 1, "device_name": "X1", "peak_flops_per_s": 100.0}}, *steps)))  # fmt: skip
+    assert plan.measured_mfu(str(tmp_path), None)[0] == pytest.approx(0.5 * 4 / 3)  # as if nothing were recomputed
+
+
+def test_what_is_recomputed_counts_once(capsys, monkeypatch):
+    """A stated MFU is that of the log, recomputation in it; a measured one, or the range, falls with recomputation."""
+    one_of = lambda rows, T, mode: next(r for r in rows if r["activation_checkpointing"] == mode)  # noqa: E731
+    rows = {}
+    for mode in ("none", "full"):
+        monkeypatch.setattr(plan, "recommend", lambda rows, T, mode=mode: one_of(rows, T, mode))
+        rows[mode] = [run_plan(capsys, *SMALL, *flags)["time"][0] for flags in (["--mfu=0.3"], [])]
+    assert rows["none"][0] == rows["none"][1] == rows["full"][0]  # the range begins at 0.3
+    assert rows["full"][1]["mfu"] == pytest.approx(0.3 * 3 / 4)
+    assert rows["full"][1]["tokens_per_s"] == pytest.approx(rows["none"][1]["tokens_per_s"] * 3 / 4)
 
 
 def test_the_tokens_of_a_dataset_by_name_and_by_path(capsys, dataset):

@@ -7,9 +7,14 @@ from conftest import record_tokenizer, write_dataset
 
 import sample
 from inference.generate import Event, Sampling
+from inference.samples import TextSampler
+from tokenization.tokenizers import find_tokenizer
+from training.config import TrainConfig
 
-BAD_FLAGS = "--temperature=-1 --temperature=nan --top_k=-1 --top_p=0 --top_p=1.1 --min_p=2 --max_new_tokens=0 --seed=-1 "
-BAD_FLAGS += "--repetition_penalty=0 --context_length=0 --thinking=on --num_samples=0 --output=xml"
+BAD_FLAGS = (
+    "--temperature=-1 --temperature=1e-40 --temperature=nan --top_k=-1 --top_p=0 --top_p=1.1 --min_p=2 --max_new_tokens=0 "
+)
+BAD_FLAGS += "--seed=-1 --repetition_penalty=0 --context_length=0 --thinking=on --num_samples=0 --output=xml"
 
 
 @pytest.mark.parametrize("flag", [*BAD_FLAGS.split(), "--prompts=x", "--prompt=\udcff", "word", "--out_dir=/no/such"])
@@ -57,7 +62,16 @@ def test_the_command(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         sampled("--context_length=8")
     assert "learned positions" in capsys.readouterr().err
-    (tmp_path / "few.json").write_text(json.dumps({"ids": [65, 66], "byte_ids": [], "added_ids": [], "tokenizer": {}}))
+    with pytest.raises(SystemExit):
+        sampled("--tokenizer=qwen3")
+    assert "the model 257 rows: it belongs to another model" in capsys.readouterr().err
+    few = {"ids": [65, 66], "byte_ids": [], "added_ids": [], "tokenizer": {"name": "x", "sha256": "0" * 64}}
+    (tmp_path / "few.json").write_text(json.dumps(few))
+    with pytest.raises(SystemExit):
+        sampled(f"--vocabulary={tmp_path / 'few.json'}")
+    assert "few.json was made from another tokenizer ('x', sha256 000000000000…)" in capsys.readouterr().err
+    few["tokenizer"]["sha256"] = find_tokenizer(data).sha256
+    (tmp_path / "few.json").write_text(json.dumps(few))
     few = sampled(f"--vocabulary={tmp_path / 'few.json'}", "--output=json", "--num_samples=8").splitlines()
     assert {i for line in few for i in json.loads(line)["ids"]} == {65, 66}  # and the end-of-text, which ends a sample
     (tmp_path / "prompt").write_text("from a file")
@@ -66,6 +80,34 @@ def test_the_command(run, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         sampled("--step=4")
     assert stopped.value.code == 2 and "no checkpoint of step 4" in capsys.readouterr().err
+
+
+def test_a_run_of_ours_is_asked_without_the_bos_that_its_tokenizer_would_add(run, tmp_path, monkeypatch):
+    """LLaMA 3's does; the shards hold none."""
+    from tokenizers import Tokenizer, processors
+
+    data = write_dataset(tmp_path / "bytes", vocab_size=258)
+    byte_tokenizer(data / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<bos>"])
+    bos_id = tokenizer.token_to_id("<bos>")
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos_id)])
+    tokenizer.save(str(data / "tokenizer.json"))
+    assert tokenizer.encode("a").ids[0] == bos_id
+    record_tokenizer(data)
+    run("a", f"--dataset={data}", "--vocab_size=258")
+    seen, plain = [], sample.stream
+
+    def stream(model, prompts, *args, **options):
+        seen.extend(prompts)
+        return plain(model, prompts, *args, **options)
+
+    monkeypatch.setattr(sample, "stream", stream)
+    for prompt in ("ab", ""):
+        assert sample.main([f"--out_dir={tmp_path / 'a'}", f"--prompt={prompt}", "--max_new_tokens=2"]) == 0
+    assert seen == [tokenizer.encode("ab", add_special_tokens=False).ids, [0]]  # 0 ends a document
+    sampler = TextSampler(TrainConfig(sample_prompt="ab"), data, 258)
+    assert sampler.prompt_ids == seen[0]
 
 
 def test_the_end_of_text_ends_a_sample_and_damage_is_passed_over(run, tmp_path, capsys, monkeypatch):

@@ -34,7 +34,7 @@ class PrepareConfig:
     tokenizer: str | None = None  # gpt2, llama2, llama3, qwen3, a folder or a hub id
     out_dir: str = ""  # default: the folder of the script
     workers: int | None = None  # tokenizing processes; default: the cores
-    limit: int | None = None  # rows to take
+    limit: int | None = None  # rows to take, of each task where there are several
     engine: str = "auto"  # fastokens, gigatoken, tokenizers; auto is the fastest that is right
     val_fraction: float = Job.val_fraction  # of the documents
     shard_tokens: int = Job.shard_tokens
@@ -51,7 +51,7 @@ class PrepareConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("max_bad_rows", 0), ("commit_interval", 0)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
+            if getattr(self, name) is not None and not getattr(self, name) >= least:  # NaN is not either
                 raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
 
 
@@ -89,7 +89,7 @@ def run(
         words, flags = parse_flags(argv, get_type_hints(PrepareConfig))
         c = PrepareConfig(**{"tokenizer": tokenizer, "out_dir": str(folder), "source_field": source_field, **flags})
         sources = [*c.source, *words]  # an unquoted pattern arrives as several words
-        out_dir = Path(c.out_dir)
+        out_dir = Path(c.out_dir).expanduser()
         if c.verify:
             return verify_folder(out_dir)
         if c.merge:

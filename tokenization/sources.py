@@ -69,7 +69,9 @@ def find_files(sources: Sequence[str | Path]) -> list[Path]:
     """
     found: dict[Path, Path] = {}  # by where it really lies
     for source in map(str, sources):
-        path = Path(source)
+        if not source.strip():
+            raise ValueError("--source= is empty: name files, folders or a pattern")
+        path = Path(source).expanduser()
         if path.is_dir():
             files = [p for p in sorted(path.rglob("*")) if p.is_file() and format_of(p)]
             if not files:
@@ -77,7 +79,10 @@ def find_files(sources: Sequence[str | Path]) -> list[Path]:
         elif path.is_file():
             files = [path]
         else:
-            files = [Path(p) for p in sorted(glob.glob(os.path.expanduser(source), recursive=True)) if os.path.isfile(p)]
+            matches = sorted(glob.glob(os.path.expanduser(source), recursive=True))
+            files = [Path(p) for p in matches if os.path.isfile(p)]
+            if matches and not files:
+                raise FileNotFoundError(f"source {source!r} matches folders alone: add /* or /**/* for what is in them")
             if not files:
                 raise FileNotFoundError(f"source {source!r} is no file, no folder, and matches nothing: check the path")
         for file in files:

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
-# Between documents goes the first of these that a tokenizer has. Qwen3's eos_token is <|im_end|>, which ends a chat turn, not
-# a document; LLaMA 3's <|eot_id|> likewise.
+# Between documents goes the first of these that a tokenizer has as a special token, which no text encodes to. Qwen3's eos_token
+# is <|im_end|>, which ends a chat turn, not a document; LLaMA 3's <|eot_id|> likewise.
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 
 # What belongs to a tokenizer besides tokenizer.json, and travels with it.
@@ -204,11 +204,12 @@ def _describe(name: str, content: bytes, companions: dict[str, bytes]) -> Tokeni
     config = _parse(companions.get("tokenizer_config.json", b"{}"), f"tokenizer_config.json of {name!r}")
     eos = config.get("eos_token")
     candidates = (*END_OF_TEXT, eos.get("content") if isinstance(eos, dict) else eos)
-    eot_token = next((token for token in candidates if token in vocabulary), None)
+    special = {token["content"] for token in added if token.get("special")}
+    eot_token = next((token for token in candidates if token in special), None)
     if eot_token is None:
         raise ValueError(
-            f"tokenizer {name!r} has none of {', '.join(END_OF_TEXT)} and its tokenizer_config.json names no eos_token of its "
-            "vocabulary: add one, it goes between documents"
+            f"tokenizer {name!r} has none of {', '.join(END_OF_TEXT)} among its special tokens, nor the eos_token of a "
+            "tokenizer_config.json: add one, it goes between documents"
         )
     # A model's embedding often has more rows than the tokenizer has tokens. A folder of a model says how many.
     model = _parse(companions.pop("config.json", b"{}"), f"config.json of {name!r}").get("vocab_size")

@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
             raise ValueError(f"{out.absolute().parent} is no folder: make it, or choose another --out")
         found = find_tokenizer(config.tokenizer)
         text = Path(config.text).read_text(encoding="utf-8") if config.text else reference_text()
+        if not text:
+            raise ValueError(f"{config.text} is empty: name a text, on which the tier is measured")
         record = english(found, config.tier, text)
     out.write_text(json.dumps(record) + "\n")
     counts, measured = record["statistics"]["tiers"], record["statistics"]["text"]
@@ -112,14 +114,20 @@ def english(found: TokenizerFiles, tier: str, text: str) -> dict[str, Any]:
     return record
 
 
-def read_vocabulary(file: str | Path) -> dict[str, Any]:
-    """The JSON that `main` wrote. Raises ValueError for another file, in one line."""
+def read_vocabulary(file: str | Path, tokenizer: TokenizerFiles) -> dict[str, Any]:
+    """The JSON that `main` wrote. Raises ValueError for another file, or one of another tokenizer, in one line."""
     try:
         record = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from None
     if not isinstance(record, dict) or not {"ids", "byte_ids", "added_ids", "tokenizer"} <= record.keys():
         raise ValueError(f"{file} is not a vocabulary: write one with python -m tokenization.vocabulary english --out=FILE")
+    made_from = record["tokenizer"]
+    if tokenizer.sha256 != made_from.get("sha256"):
+        raise ValueError(
+            f"{file} was made from another tokenizer ({made_from.get('name')!r}, sha256 {str(made_from.get('sha256'))[:12]}…) "
+            f"than {tokenizer.name!r} ({tokenizer.sha256[:12]}…): make it again"
+        )
     return record
 
 

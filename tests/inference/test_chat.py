@@ -12,6 +12,7 @@ from inference.generate import Event, Sampling
 from inference.hf import save_hf
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
+from tokenization.tokenizers import find_tokenizer
 
 # Turns as Qwen3's template has them, without its tools: no default system prompt, the thinking of earlier answers left out, an
 # empty thinking block where enable_thinking is false.
@@ -206,7 +207,8 @@ def test_a_conversation_remembers_answers_and_forgets_thinking(qwen3, talk):
 
 
 def test_a_vocabulary_leaves_the_tags_and_the_end(qwen3, talk, tmp_path):
-    record = {"ids": [70, 71], "byte_ids": [], "added_ids": [], "tokenizer": {}}
+    record = {"ids": [70, 71], "byte_ids": [], "added_ids": []}
+    record["tokenizer"] = {"name": "x", "sha256": find_tokenizer(qwen3).sha256}
     (tmp_path / "few.json").write_text(json.dumps(record))
     options = talk(qwen3, ["So."], "--prompt=Why?", f"--vocabulary={tmp_path / 'few.json'}")[2][0][2]
     assert options["allowed_ids"] == [0, 2, 70, 71, 259, 260]

@@ -213,8 +213,15 @@ def test_the_end_of_text_token(tmp_path, toy_json):
     assert find_tokenizer(folder("a", "</s>")).eot_id == 300
     assert find_tokenizer(folder("b", "<end>", tokenizer_config={"eos_token": "<end>"})).eot_token == "<end>"
     assert find_tokenizer(folder("c", "<end>", tokenizer_config={"eos_token": {"content": "<end>"}})).eot_id == 300
-    with pytest.raises(ValueError, match=r"has none of <\|endoftext\|>.* names no eos_token"):
+    with pytest.raises(ValueError, match=r"has none of <\|endoftext\|>.* among its special tokens, nor the eos_token"):
         find_tokenizer(folder("d", "<end>", tokenizer_config={"eos_token": "<other>"}))
+    # What text can spell ends no document: neither an ordinary token of that name, nor an added one that is not special
+    ordinary = json.loads((tmp_path / "b" / "tokenizer.json").read_bytes())
+    ordinary["model"]["vocab"]["</s>"] = 301
+    ordinary["added_tokens"].append({**ordinary["added_tokens"][0], "content": "<|endoftext|>", "id": 302, "special": False})
+    content = json.dumps(ordinary).encode()
+    config = {"eos_token": "<end>"}
+    assert find_tokenizer(make_folder(tmp_path / "e", content, tokenizer_config=config)).eot_token == "<end>"
 
 
 @pytest.mark.parametrize(
@@ -263,7 +270,9 @@ def test_a_damaged_tokenizer_json(tmp_path, content):
 
 
 def test_a_tokenizer_json_that_only_looks_right(tmp_path):
-    folder = make_folder(tmp_path / "t", b'{"model": {"vocab": {"</s>": 0}}, "added_tokens": []}')
+    folder = make_folder(
+        tmp_path / "t", b'{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1, "content": "</s>", "special": true}]}'
+    )
     with pytest.raises(ValueError, match="damaged or not a tokenizer"):
         load_tokenizer(folder)
 

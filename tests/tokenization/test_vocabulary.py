@@ -17,8 +17,8 @@ def qwen3(tmp_path_factory):
     """(the record of the ASCII tier that the command writes, Qwen3's tokenizer, the tokenizer with the tier alone)."""
     out = tmp_path_factory.mktemp("english") / "ascii.json"
     assert vocabulary.main(["english", "--tokenizer=qwen3", "--tier=ascii", f"--out={out}"]) == 0
-    record = vocabulary.read_vocabulary(out)
     found = find_tokenizer("qwen3")
+    record = vocabulary.read_vocabulary(out, found)
     pruned = vocabulary.prune_tokenizer(found.json, vocabulary.kept_ids(record))
     return record, load_tokenizer("qwen3"), tokenizers.Tokenizer.from_buffer(pruned)
 
@@ -102,6 +102,7 @@ def test_a_tokenizer_with_byte_fallback():
         (["english", "--out=/no/such/x.json"], "/no/such is no folder"),
         (["english", "--tokenizer=/no/such", "--out=x.json"], "/no/such"),
         (["english", "--tokenizer=qwen3", "--text=/no/such", "--out=x.json"], "/no/such"),
+        (["english", "--tokenizer=qwen3", "--text=/dev/null", "--out=x.json"], "/dev/null is empty"),
     ],
 )
 def test_bad_input_is_one_line(flags, words, tmp_path, monkeypatch, capsys):
@@ -116,4 +117,4 @@ def test_bad_input_is_one_line(flags, words, tmp_path, monkeypatch, capsys):
 def test_another_file_is_no_vocabulary(content, tmp_path):
     (tmp_path / "v.json").write_text(content)
     with pytest.raises(ValueError, match=r"v\.json"):
-        vocabulary.read_vocabulary(tmp_path / "v.json")
+        vocabulary.read_vocabulary(tmp_path / "v.json", None)
