@@ -460,10 +460,10 @@ def set_aside_run(out_dir: str | Path, files: Collection[Path] = ()) -> Path | N
 
 def set_aside_damaged(out_dir: str | Path, source_step: int) -> list[Path]:
     """The checkpoints beyond the one that a run goes on from, which it has passed over, become damaged_step_N: they must not
-    count among the newest, in whose favour others are removed. Where they are now."""
+    count among the newest, in whose favour others are removed. Where they are now. What can be read by now stays."""
     moved = []
     for step, path in list_checkpoints(out_dir):
-        if step > source_step:
+        if step > source_step and find_damage(path) is not None:
             aside = path.with_name(f"damaged_{path.name}")
             if aside.exists():  # of an earlier time
                 aside = path.with_name(f"{aside.name}_{time.time_ns()}")

@@ -132,6 +132,20 @@ def test_what_was_just_written_is_never_removed(tmp_path, prune):
     assert [s for s, _ in checkpoint.list_checkpoints(tmp_path)] == ([5, 8, 9] if prune else [5, 7, 8, 9])
 
 
+def test_what_is_damaged_goes_aside_and_nothing_else(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, *trained())
+    for step in (1, 3):
+        (checkpoint.checkpoint_path(tmp_path, step) / "state.json").unlink()
+    aside = checkpoint.checkpoint_path(tmp_path, 3).with_name("damaged_step_00000003")
+    assert checkpoint.set_aside_damaged(tmp_path, 2) == [aside]  # the first one is older, the fourth can be read
+    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [1, 2, 4] and (aside / "config.json").is_file()
+    save(tmp_path, 3, *trained())
+    (checkpoint.checkpoint_path(tmp_path, 3) / "state.json").unlink()
+    (again,) = checkpoint.set_aside_damaged(tmp_path, 2)
+    assert again != aside and aside.is_dir() and again.name.startswith("damaged_step_00000003_")
+
+
 def test_setting_aside_loses_nothing(tmp_path):
     assert checkpoint.set_aside_run(tmp_path) is None
     for n in (1, 2):
