@@ -212,7 +212,7 @@ def standings_cells(leads: Sequence[dict[str, Any]]) -> list[list[str]]:
                 str(place["seeds"]),
                 f"{place['mean']:.4f}",
                 "n/a" if place["spread"] is None else f"{place['spread']:.4f}",
-                f"{place['gap']:+.4f}" if i else "leads",
+                f"{place['gap']:+.4f}" if i else "leads" if all(other["gap"] for other in entry["places"][1:]) else "level",
                 "" if not i else noise + ("" if place["p"] is None else f" (p = {place['p']:.2g})"),
             ])  # fmt: skip
     return grid

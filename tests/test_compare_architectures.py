@@ -428,6 +428,13 @@ def test_since_when_it_leads(capsys):
     assert entry["leads_since"] == pytest.approx(40_000 + 20_000 * 1.0 / 1.5)
 
 
+def test_nobody_leads_where_two_end_level(capsys):
+    write_log("out-a", loss=lambda floor, step: 5.0)
+    write_log("out-b", loss=lambda floor, step: 6.0 if step <= 40 else 5.0)
+    out, _, report = run(capsys, "out-a", "out-b")
+    assert standing(report, "tokens")["leads_since"] is None and "leads" not in out and "level" in out
+
+
 def three_seeds(folder, floors, **options):
     for seed, floor in enumerate(floors):
         train = {"seed": seed, **options.get("train", {})}
