@@ -29,7 +29,7 @@ from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from training import checkpoint, dist, flops, instruments, metrics
 from training.attention import choose_kernel
-from training.config import TrainConfig, load_config, take_flag, user_errors
+from training.config import TrainConfig, load_config_and, user_errors
 from training.dashboard import check_rich
 from training.data import Dataset, dropout_seed, parse_mixture, tokenizer_files
 from training.evaluate import evaluate
@@ -48,10 +48,9 @@ def main(argv: Sequence[str]) -> int:
         print(__doc__)
         return 0
     with user_errors():
-        print_config, rest = take_flag(argv, "print_config")
-        model_config, config = load_config(rest)
+        model_config, config, own = load_config_and(argv, {"print_config": bool})
         derived = derived_figures(model_config, config)
-    if print_config:
+    if own.get("print_config"):
         if os.environ.get("RANK", "0") == "0":
             print(json.dumps({"model": asdict(model_config), "train": asdict(config), "derived": derived}, indent=2))
         return 0
@@ -287,8 +286,10 @@ def train(
         return 0
     if reason.startswith("error"):
         good = step - guard.bad_in_a_row()
-        journal.say(f"{reason}; the last good step led to {good}: look at the data, lower learning_rate, and go on from a")
-        journal.say(f"checkpoint before the trouble: those of {out_dir}/checkpoints that are later have to be moved away")
+        journal.say(
+            f"{reason}; the last good step led to {good}: look at the data, lower learning_rate, move the checkpoints away"
+        )
+        journal.say(f"that are later than the trouble, and go on from the newest left in {out_dir}/checkpoints")
         return 1
     then = "begins again" if config.eval_only else "goes on from there"
     journal.say(f"stopped by {reason} at step {step}; the same command {then}")

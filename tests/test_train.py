@@ -460,6 +460,8 @@ def test_damaged_checkpoints_take_no_good_ones_place(run, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("cut_off", [3, 6])
 def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monkeypatch, cut_off):
+    schedule = train.learning_rate_at  # which makes the evaluation that is cut off the best
+    monkeypatch.setattr(train, "learning_rate_at", lambda step, c: schedule(step, c) if step < cut_off else 10.0)
     run("whole", "--max_iters=9", "--keep_last=1")
     seen, plain = [], train.evaluate
 
@@ -479,7 +481,11 @@ def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monk
     assert run("parts", "--max_iters=9", "--keep_last=1") == 0
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     best = [checkpoint.load_state(checkpoint.checkpoint_path(tmp_path / name, 9))[0]["best"] for name in ("whole", "parts")]
-    assert best[0] == best[1] and checkpoint.checkpoint_path(tmp_path / "parts", best[1]["step"]).is_dir()
+    assert (
+        best[0] == best[1]
+        and best[1]["step"] == cut_off
+        and checkpoint.checkpoint_path(tmp_path / "parts", best[1]["step"]).is_dir()
+    )
     assert (path / "manifest.json").stat() == written  # what is safe is not written again
 
 

@@ -174,8 +174,13 @@ TRAIN_FIELDS = tuple(f.name for f in dataclasses.fields(TrainConfig))
 
 def load_config(argv: Sequence[str]) -> tuple[ModelArchitectureConfig, TrainConfig]:
     """The configuration that a command line asks for: at most one config file, then flags."""
+    return load_config_and(argv, {})[:2]
+
+
+def load_config_and(argv: Sequence[str], own: dict[str, Any]) -> tuple[ModelArchitectureConfig, TrainConfig, dict[str, Any]]:
+    """The same, and the program's own flags, {name: type}, as far as they are given."""
     hints = get_type_hints(ModelArchitectureConfig) | get_type_hints(TrainConfig)
-    files, flags = parse_flags(argv, hints)
+    files, flags = parse_flags(argv, own | hints)
     if len(files) > 1:
         raise ValueError(f"one config file at most, not {len(files)}: {' '.join(files)}")
     from_file = read_config_file(Path(files[0])) if files else {}
@@ -183,7 +188,8 @@ def load_config(argv: Sequence[str]) -> tuple[ModelArchitectureConfig, TrainConf
     if train.arch_preset not in PRESET_CONFIGS:
         raise ValueError(f"arch_preset={train.arch_preset!r} is not known{did_you_mean(train.arch_preset, PRESET_CONFIGS)}")
     layers = [{k: v for k, v in layer.items() if k in MODEL_FIELDS} for layer in (from_file, flags)]
-    return ModelArchitectureConfig(**merge_layers([PRESET_CONFIGS[train.arch_preset], *layers])), train
+    model = ModelArchitectureConfig(**merge_layers([PRESET_CONFIGS[train.arch_preset], *layers]))
+    return model, train, {k: v for k, v in flags.items() if k in own}
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
@@ -227,20 +233,6 @@ def parse_flags(argv: Sequence[str], hints: dict[str, Any]) -> tuple[list[str], 
         else:
             flags[name] = parse_value(name, text, hints[name])
     return words, flags
-
-
-def take_flag(argv: Sequence[str], name: str) -> tuple[bool, list[str]]:
-    """Whether a bool flag that is no field is among the words, in any of its forms, and the other words."""
-    value, others, rest = False, [], list(argv)
-    while rest:
-        word = rest.pop(0)
-        if word == f"--{name}":
-            value = BOOL_WORDS[rest.pop(0).lower()] if rest and rest[0].lower() in BOOL_WORDS else True
-        elif word.startswith(f"--{name}="):
-            value = parse_value(name, word.partition("=")[2], bool)
-        else:
-            others.append(word)
-    return value, others
 
 
 BOOL_WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
