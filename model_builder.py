@@ -17,10 +17,11 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from base.errors import InputError
 from model_components import FFNS, NORMS, Attention, KVCache, RoPE, document_mask
 from model_config import ModelArchitectureConfig
-from model_loss import head_loss
-from model_matmul import Linear, linear
+from operators.linear import Linear, linear
+from operators.loss import head_loss
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -55,32 +56,40 @@ class Block(nn.Module):
 
 
 class Embedding(torch.autograd.Function):
-    """weight [V, C], ids [B, T] -> the rows of the ids [B, T, C], and the weight once more, for an output head that is tied to
-    it. The gradient of the rows is added to that of the head, instead of to a second [V, C] of zeros."""
+    """weight [V, C], ids [B, T] -> the rows of the ids [B, T, C], and the weight once more, for an output
+    head that is tied to it. The gradient of the rows is added to that of the head, instead of to a second
+    [V, C] of zeros."""
 
     @staticmethod
     def forward(weight: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
         return F.embedding(ids, weight), weight.view_as(weight)
 
     @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: tuple) -> None:
+    def setup_context(
+        ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor], output: tuple
+    ) -> None:
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, grad_head: Tensor) -> tuple[Tensor, None]:
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor, grad_head: Tensor
+    ) -> tuple[Tensor, None]:
         (ids,) = ctx.saved_tensors
         # create_graph=True, for a second derivative, which nothing compiled has
         if (grad.requires_grad or grad_head.requires_grad) and not torch.compiler.is_compiling():
             return grad_head.index_add(0, ids.flatten(), grad.flatten(0, 1).to(grad_head.dtype)), None
-        # In place: linear and the losses make the gradient of a head for this function alone; without one it is zeros
+        # In place: linear and the losses make the gradient of a head for this function alone; without one
+        # it is zeros
         add_rows(grad_head, ids.flatten(), grad.flatten(0, 1).to(grad_head.dtype))
         return grad_head, None
 
 
-# An operator of its own, since the compiler's sum for rows that occur several times is in the order in which threads come
+# An operator of its own, since the compiler's sum for rows that occur several times is in the order in
+# which threads come
 @torch.library.custom_op("nanofoundry::add_rows", mutates_args=("table",))
 def add_rows(table: Tensor, ids: Tensor, rows: Tensor) -> None:
-    """table[ids[i]] += rows[i] in an order that is the same in every run: table [V, C], ids [N], rows [N, C]."""
+    """table[ids[i]] += rows[i] in an order that is the same in every run: table [V, C], ids [N], rows [N,
+    C]."""
     if table.device.type == "cpu":
         table.index_add_(0, ids, rows)
     else:
@@ -108,8 +117,12 @@ class ConfigurableGPT(nn.Module):
             self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
             # A post-norm block ends in its own norm
             pre_norm = config.norm_position == "pre"
-            self.final_norm = NORMS[config.normalization](config.n_embd, config) if pre_norm else nn.Identity()
-            self.lm_head = None if config.weight_tying else Linear(config.n_embd, config.vocab_size, bias=False)
+            self.final_norm = (
+                NORMS[config.normalization](config.n_embd, config) if pre_norm else nn.Identity()
+            )
+            self.lm_head = (
+                None if config.weight_tying else Linear(config.n_embd, config.vocab_size, bias=False)
+            )
         if device.type != "meta":
             self.to_empty(device=device)
             init_weights(self, seed)
@@ -126,10 +139,11 @@ class ConfigurableGPT(nn.Module):
         document_starts: Tensor | None = None,
         kv_cache: KVCache | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
-        """input_ids [B, T]. Without targets: (logits [B, T, V], None). With targets [B, T]: (None, loss), the mean over the
-        targets that are not -100, in nats. With a cache the tokens follow those that it holds. With document_starts [B, T],
-        the column where each token's document begins in its row, every document is by itself: no token sees another's,
-        and positions begin at 0 in each. Raises ValueError for more positions than block_size."""
+        """input_ids [B, T]. Without targets: (logits [B, T, V], None). With targets [B, T]: (None, loss),
+        the mean over the targets that are not -100, in nats. With a cache the tokens follow those that it
+        holds. With document_starts [B, T], the column where each token's document begins in its row, every
+        document is by itself: no token sees another's, and positions begin at 0 in each. Raises InputError
+        for more positions than block_size."""
         if torch.is_grad_enabled():
             x, head = Embedding.apply(self.token_embedding.weight, input_ids)
         else:  # the weight itself, whose cast autocast keeps
@@ -142,7 +156,9 @@ class ConfigurableGPT(nn.Module):
         z_loss = self.config.z_loss if self.training else 0.0
         return None, head_loss(x, head, targets, self.config.loss_backend, z_loss)
 
-    def features(self, input_ids: Tensor, document_starts: Tensor | None = None, kv_cache: KVCache | None = None) -> Tensor:
+    def features(
+        self, input_ids: Tensor, document_starts: Tensor | None = None, kv_cache: KVCache | None = None
+    ) -> Tensor:
         """What the output head reads, [B, T, C]; the arguments are those of forward."""
         return self.stack(self.token_embedding(input_ids), document_starts, kv_cache)
 
@@ -159,7 +175,9 @@ class ConfigurableGPT(nn.Module):
         elif kv_cache is not None:
             start = kv_cache.length
         if start + T > self.config.block_size:
-            raise ValueError(f"{start + T} positions exceed block_size={self.config.block_size}: shorten the input")
+            raise InputError(
+                f"{start + T} positions exceed block_size={self.config.block_size}: shorten the input"
+            )
         if self.position_embedding is not None:
             table = self.position_embedding.weight
             x = x + (table[start : start + T] if positions is None else Embedding.apply(table, positions)[0])
@@ -178,18 +196,24 @@ class ConfigurableGPT(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def get_num_params_non_embedding(self) -> int:
-        """Without token and position embeddings and without the output head: what Qwen's model cards call non-embedding."""
-        outside = {id(self.head_weight): self.head_weight, id(self.token_embedding.weight): self.token_embedding.weight}
+        """Without token and position embeddings and without the output head: what Qwen's model cards call
+        non-embedding."""
+        outside = {
+            id(self.head_weight): self.head_weight,
+            id(self.token_embedding.weight): self.token_embedding.weight,
+        }
         if self.position_embedding is not None:
             outside[id(self.position_embedding.weight)] = self.position_embedding.weight
         return self.get_num_params() - sum(p.numel() for p in outside.values())
 
 
 @torch.no_grad()
-def init_weights(model: ConfigurableGPT, seed: int, assign: Callable[[Tensor, Tensor], object] = Tensor.copy_) -> None:
-    """Fills every parameter and table, each parameter from a generator of its own, seeded by (seed, name), on the CPU: the
-    same numbers on every device, under every sharding, in every order. `assign(parameter, values)` writes a matrix; values
-    are whole, the parameter may be a shard of it.
+def init_weights(
+    model: ConfigurableGPT, seed: int, assign: Callable[[Tensor, Tensor], object] = Tensor.copy_
+) -> None:
+    """Fills every parameter and table, each parameter from a generator of its own, seeded by (seed, name),
+    on the CPU: the same numbers on every device, under every sharding, in every order. `assign(parameter,
+    values)` writes a matrix; values are whole, the parameter may be a shard of it.
 
     | parameters                                | distribution                                              |
     |-------------------------------------------|-----------------------------------------------------------|

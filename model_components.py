@@ -1,7 +1,8 @@
-"""The parts of a transformer, and the registries from which model_builder.py picks them by the names in model_config.py.
+"""The parts of a transformer, and the registries from which model_builder.py picks them by the names in
+model_config.py.
 
-Shapes: B sequences, T tokens, C = n_embd, H query heads, K key/value heads, D = head_dim, S tokens attended to (T plus cache).
-"""
+Shapes: B sequences, T tokens, C = n_embd, H query heads, K key/value heads, D = head_dim, S tokens attended
+to (T plus cache)."""
 
 import functools
 import importlib
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from model_config import ModelArchitectureConfig
-from model_matmul import Linear
+from operators.linear import Linear
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -39,7 +40,8 @@ class LayerNorm(nn.LayerNorm):
     """(x - mean) / std * weight + bias over the last dimension, in the type of x (Ba et al. 2016)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        # Sharded blocks have their weights in bf16 beside a stream in fp32, which torch's kernel for the CPU refuses
+        # Sharded blocks have their weights in bf16 beside a stream in fp32, which torch's kernel for the
+        # CPU refuses
         if self.weight.dtype == torch.bfloat16 and x.dtype == torch.float32:
             bias = None if self.bias is None else self.bias.float()
             return F.layer_norm(x, self.normalized_shape, self.weight.float(), bias, self.eps)
@@ -55,8 +57,9 @@ class RMSNorm(nn.RMSNorm):
 
 
 class RoPE(nn.Module):
-    """Rotary positions (Su et al. 2021) in the half-split layout of LLaMA on Hugging Face: element i of a head is rotated
-    together with element i + D/2. The tables are computed in fp64 and kept in fp32 whatever the model is cast to."""
+    """Rotary positions (Su et al. 2021) in the half-split layout of LLaMA on Hugging Face: element i of a
+    head is rotated together with element i + D/2. The tables are computed in fp64 and kept in fp32 whatever
+    the model is cast to."""
 
     def __init__(self, config: ModelArchitectureConfig) -> None:
         super().__init__()
@@ -72,8 +75,9 @@ class RoPE(nn.Module):
         exponents = torch.arange(0, c.head_dim, 2, dtype=torch.float64, device="cpu") / c.head_dim
         freq = c.rope_theta**-exponents
         if c.rope_scaling == "llama3":
-            # Wavelengths shorter than original/high stay, longer than original/low are stretched by the factor, between them
-            # a linear blend: transformers' modeling_rope_utils._compute_llama3_parameters.
+            # Wavelengths shorter than original/high stay, longer than original/low are stretched by the
+            # factor, between them a linear blend: transformers'
+            # modeling_rope_utils._compute_llama3_parameters.
             turns = c.rope_original_block_size * freq / (2 * math.pi)
             blend = (turns - c.rope_low_freq_factor) / (c.rope_high_freq_factor - c.rope_low_freq_factor)
             blend = blend.clamp(0.0, 1.0)
@@ -111,16 +115,21 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class KVCache:
-    """The keys and values of every layer, allocated once: 2 x n_layer x [B, K, max_tokens, D]; slot i holds position i.
+    """The keys and values of every layer, allocated once: 2 x n_layer x [B, K, max_tokens, D]; slot i holds
+    position i.
 
-    At first all rows hold `length` tokens, and every call of the model appends as many to each. With `set_positions` each row
-    has its own end, kept on the device, and takes one token a call: prompts of different lengths are prefilled together,
-    padded on the right, and the padding is overwritten or masked. No shape depends on how far the rows are, so such a step
-    compiles once.
-    """
+    At first all rows hold `length` tokens, and every call of the model appends as many to each. With
+    `set_positions` each row has its own end, kept on the device, and takes one token a call: prompts of
+    different lengths are prefilled together, padded on the right, and the padding is overwritten or masked.
+    No shape depends on how far the rows are, so such a step compiles once."""
 
     def __init__(
-        self, config: ModelArchitectureConfig, B: int, max_tokens: int, device: torch.device, dtype: torch.dtype
+        self,
+        config: ModelArchitectureConfig,
+        B: int,
+        max_tokens: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         shape = (B, config.num_key_value_heads, max_tokens, config.head_dim)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
@@ -132,7 +141,8 @@ class KVCache:
         self.positions = positions
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds k, v [B, K, T, D] behind what is there and returns all of it, [B, K, S, D]; with positions S is max_tokens."""
+        """Adds k, v [B, K, T, D] behind what is there and returns all of it, [B, K, S, D]; with positions S
+        is max_tokens."""
         keys, values = self.keys[layer], self.values[layer]
         if self.positions is not None:
             slots = self.positions[:, None, None, None].expand(-1, k.size(1), 1, k.size(3))
@@ -146,9 +156,10 @@ class KVCache:
         return keys[:, :, :end], values[:, :, :end]
 
 
-# Attention backends: (q [B, H, T, D], k and v [B, K, S, D], dropout probability) -> [B, H, T, D]. Always causal: query t is
-# token S - T + t and sees the keys up to itself. K divides H; no backend repeats keys or values in memory. sdpa and manual
-# take a mask [B, 1, T, T] besides, True where query t may look, which then says all: causality is part of it.
+# Attention backends: (q [B, H, T, D], k and v [B, K, S, D], dropout probability) -> [B, H, T, D]. Always
+# causal: query t is token S - T + t and sees the keys up to itself. K divides H; no backend repeats keys or
+# values in memory. sdpa and manual take a mask [B, 1, T, T] besides, True where query t may look, which
+# then says all: causality is part of it.
 
 
 def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
@@ -158,22 +169,31 @@ def causal_mask(T: int, S: int, device: torch.device) -> Tensor:
 
 def attend_sdpa(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor | None = None) -> Tensor:
     (B, H, T, D), (K, S) = q.shape, k.shape[1:3]
-    if T == 1 and mask is None:  # sees everything: the H / K queries of a group go as if they were tokens, 2.5 times as fast
-        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, dropout_p=dropout).view(B, H, 1, D)
+    if (
+        T == 1 and mask is None
+    ):  # sees everything: the H / K queries of a group go as if they were tokens, 2.5 times as fast
+        return F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, dropout_p=dropout).view(
+            B, H, 1, D
+        )
     causal = mask is None and T == S  # then is_causal is exact
     if mask is None and T < S:
         mask = causal_mask(T, S, q.device)
     grouped = q.size(1) != k.size(1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
+    )
 
 
-CAUSAL_ROWS = 128  # attend_manual's queries at a time, at least: those before the last ones need not meet the last keys
+CAUSAL_ROWS = (
+    128  # attend_manual's queries at a time, at least: those before the last ones need not meet the last keys
+)
 CAUSAL_BLOCKS = 8  # and at most so many blocks, which leave out 7 / 16 of the scores
 
 
 def attend_manual(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v written out: the reference, and the fastest on CPU for short sequences. Without a mask queries
-    go in blocks that see the keys up to their last one, which leaves out most of the upper half of the scores."""
+    """softmax(q k^T / sqrt(D)) v written out: the reference, and the fastest on CPU for short sequences.
+    Without a mask queries go in blocks that see the keys up to their last one, which leaves out most of the
+    upper half of the scores."""
     T, S = q.size(2), k.size(2)
     if mask is not None or T <= CAUSAL_ROWS:
         return attend_block(q, k, v, dropout, mask)
@@ -201,8 +221,9 @@ def attend_block(q: Tensor, k: Tensor, v: Tensor, dropout: float, mask: Tensor |
 
 
 def attend_one(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
-    """The one query of each row, q [B, H, 1, D], against the slots of a cache up to its own position: k, v [B, K, S, D].
-    Sums of products in fp32, which a compiler fuses into one pass over keys and one over values."""
+    """The one query of each row, q [B, H, 1, D], against the slots of a cache up to its own position: k, v
+    [B, K, S, D]. Sums of products in fp32, which a compiler fuses into one pass over keys and one over
+    values."""
     B, H, _, D = q.shape
     K, S = k.size(1), k.size(2)
     q = q.view(B, K, H // K, 1, D).float() * D**-0.5
@@ -213,12 +234,16 @@ def attend_one(q: Tensor, k: Tensor, v: Tensor, positions: Tensor) -> Tensor:
 
 
 def document_mask(starts: Tensor, config: ModelArchitectureConfig, training: bool) -> "Tensor | BlockMask":
-    """What keeps each token of starts [B, T] (int, the column where its document begins) to its own document and the past: on
-    CUDA a BlockMask for flex attention, which skips the blocks between documents and keeps its shape, so that nothing is
-    compiled again for another batch; elsewhere, and for what flex has not (dropout, narrow heads) or was not asked to do
-    (manual), bool [B, 1, T, T]."""
+    """What keeps each token of starts [B, T] (int, the column where its document begins) to its own
+    document and the past: on CUDA a BlockMask for flex attention, which skips the blocks between documents
+    and keeps its shape, so that nothing is compiled again for another batch; elsewhere, and for what flex
+    has not (dropout, narrow heads) or was not asked to do (manual), bool [B, 1, T, T]."""
     B, T = starts.shape
-    plain = config.attention_backend == "manual" or (training and config.dropout) or config.head_dim < FLEX_MIN_HEAD_DIM
+    plain = (
+        config.attention_backend == "manual"
+        or (training and config.dropout)
+        or config.head_dim < FLEX_MIN_HEAD_DIM
+    )
     if starts.device.type != "cuda" or plain:
         same = starts.unsqueeze(2) == starts.unsqueeze(1)  # [B, T, T]
         return (same & causal_mask(T, T, starts.device)).unsqueeze(1)
@@ -229,7 +254,8 @@ def flex_document_mask(starts: Tensor) -> "BlockMask":
     from torch.nn.attention.flex_attention import create_block_mask
 
     def may_look(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        # Documents lie one behind the other, so a key in the past belongs to the query's if it is not before its start
+        # Documents lie one behind the other, so a key in the past belongs to the query's if it is not
+        # before its start
         return (key <= query) & (key >= starts[b, query])
 
     B, T = starts.shape
@@ -254,8 +280,8 @@ def compiled(function: Callable) -> Callable:
 
 
 def flash_attention(package: str) -> Callable[[Tensor, Tensor, Tensor, float], Tensor]:
-    """A backend over one of the flash-attn packages, whose layout is [B, T, H, D] and whose causal mask is aligned to the
-    last key, as ours is."""
+    """A backend over one of the flash-attn packages, whose layout is [B, T, H, D] and whose causal mask is
+    aligned to the last key, as ours is."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         kernel = importlib.import_module(package).flash_attn_func
@@ -272,8 +298,14 @@ FLASH_PACKAGES = {
     "flash_attn_4": ("flash_attn.cute", "pip install flash-attn-4"),
 }
 
-# torch's kernels, one of which is put before the others; "sdpa" leaves the order to torch, whose versions differ
-TORCH_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.MATH]
+# torch's kernels, one of which is put before the others; "sdpa" leaves the order to torch, whose versions
+# differ
+TORCH_KERNELS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.MATH,
+]
 PREFERRED_KERNELS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -323,10 +355,12 @@ def backend_problem(name: str, device_type: str, dtype: torch.dtype, dropout: fl
 # A constant to the compiler: it runs while a graph is traced, never inside one.
 @torch.compiler.assume_constant_result
 def choose_backend(name: str, device_type: str, dtype: torch.dtype, T: int, dropout: float) -> str:
-    """The backend that runs: `name` itself, sdpa with one warning where it cannot, and for `auto` the fixed choice for the
-    device and the length (law 12: a table, not a measurement; train.py measures on a GPU and then passes a name)."""
+    """The backend that runs: `name` itself, sdpa with one warning where it cannot, and for `auto` the fixed
+    choice for the device and the length (law 12: a table, not a measurement; train.py measures on a GPU and
+    then passes a name)."""
     if name == "auto":
-        # torch's flash kernel for the CPU is far from the matmul rate; two plain matmuls win while the scores stay in cache
+        # torch's flash kernel for the CPU is far from the matmul rate; two plain matmuls win while the
+        # scores stay in cache
         return "manual" if device_type == "cpu" and 1 < T <= CPU_MANUAL_ATTENTION_MAX_T else "sdpa"
     problem = backend_problem(name, device_type, dtype, dropout)
     if problem:
@@ -349,7 +383,11 @@ class Attention(nn.Module):
     def __init__(self, config: ModelArchitectureConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.n_head, self.n_kv_head, self.head_dim = config.n_head, config.num_key_value_heads, config.head_dim
+        self.n_head, self.n_kv_head, self.head_dim = (
+            config.n_head,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
         self.backend = config.attention_backend
         self.dropout = config.dropout
         # One matmul for queries, keys and values; rows in this order: H heads of q, K of k, K of v

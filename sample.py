@@ -4,9 +4,8 @@
     python sample.py --model=Qwen/Qwen3-0.6B --prompt="The capital of France is" --temperature=0
     python sample.py --model=Qwen/Qwen3-0.6B --chat --thinking=off
 
-The fields of SampleConfig are the flags. `--prompt=FILE:path` reads the prompt from a file. `--chat` without a prompt holds a
-conversation on the terminal; with one it answers that and ends.
-"""
+The fields of SampleConfig are the flags. `--prompt=FILE:path` reads the prompt from a file. `--chat`
+without a prompt holds a conversation on the terminal; with one it answers that and ends."""
 
 import json
 import logging
@@ -17,15 +16,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
+from base.cli import parse_flags
+from base.errors import InputError, input_errors
+from base.fields import check
+from base.text import check_utf8
+from hardware.device import compile_problem, select_device, select_dtype
 from inference.chat import NOT_THINKING, THINKING, ChatTemplate, decode, load_template, split_thinking
 from inference.generate import Completion, Sampling, generate, stream
 from inference.models import find_model
 from model_builder import ConfigurableGPT
-from model_config import check_field_types
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 from tokenization.vocabulary import read_vocabulary
-from training import dist
-from training.config import check_text, parse_flags, user_errors
 
 DEFAULT_SAMPLING = Sampling(temperature=0.8)
 
@@ -63,20 +64,20 @@ class SampleConfig:
     output: Literal["text", "json"] = "text"  # json: one object a sample, with ids and log-probabilities
 
     def __post_init__(self) -> None:
-        check_field_types(self)
+        check(self)
         self.sampling()
-        check_text(prompt=self.prompt, system=self.system, stop=self.stop)
+        check_utf8(prompt=self.prompt, system=self.system, stop=self.stop)
         for name in ("max_new_tokens", "num_samples", "context_length"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if not 0 <= self.seed < 2**62:
-            raise ValueError(f"seed={self.seed} must lie in [0, 2^62)")
+            raise InputError(f"seed={self.seed} must lie in [0, 2^62)")
         if self.chat and self.num_samples > 1:
-            raise ValueError(f"num_samples={self.num_samples} does not go with --chat: it answers once")
+            raise InputError(f"num_samples={self.num_samples} does not go with --chat: it answers once")
         if self.chat and not self.prompt and self.output == "json":
-            raise ValueError("output='json' with --chat needs --prompt=...: a conversation is text")
+            raise InputError("output='json' with --chat needs --prompt=...: a conversation is text")
         if not self.chat and (self.thinking != "auto" or self.system):
-            raise ValueError("--thinking and --system belong to a chat: add --chat")
+            raise InputError("--thinking and --system belong to a chat: add --chat")
 
     def sampling(self, preset: Sampling = DEFAULT_SAMPLING) -> Sampling:
         """The preset with the values that were given."""
@@ -90,18 +91,18 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         return 0
-    with user_errors():
+    with input_errors():
         words, flags = parse_flags(argv, get_type_hints(SampleConfig))
         if words:
-            raise ValueError(f"{words[0]!r} is no flag: did you mean --prompt={words[0]!r}?")
+            raise InputError(f"{words[0]!r} is no flag: did you mean --prompt={words[0]!r}?")
         config = SampleConfig(**flags)
-        device = dist.select_device(config.device)
-        dtype = dist.select_dtype(config.dtype, device)
+        device = select_device(config.device)
+        dtype = select_dtype(config.dtype, device)
         text = config.prompt
         if text.startswith("FILE:"):
             text = Path(text.removeprefix("FILE:")).read_text(encoding="utf-8")
-        if config.compile and (problem := dist.compile_problem(device)):
-            raise ValueError(f"--compile is not possible: {problem}")
+        if config.compile and (problem := compile_problem(device)):
+            raise InputError(f"--compile is not possible: {problem}")
 
         # What is wrong with the tokenizer, the template or the vocabulary is said before a model is loaded
         found = find_model(config.out_dir, config.step, config.model, config.tokenizer, config.context_length)
@@ -119,10 +120,12 @@ def main(argv: Sequence[str]) -> int:
         prompt_ids = tokenizer.encode(text, add_special_tokens=found.begins_with_bos).ids
         prompt_ids = prompt_ids or ([] if eot_id is None else [eot_id])
         if not prompt_ids and not config.chat:
-            raise ValueError("the prompt has no tokens and this run's tokenizer no end-of-text: pass --prompt=...")
+            raise InputError(
+                "the prompt has no tokens and this run's tokenizer no end-of-text: pass --prompt=..."
+            )
         if allowed is not None and allowed[-1] >= found.architecture.vocab_size:
             rows = found.architecture.vocab_size
-            raise ValueError(f"{config.vocabulary} has ids up to {allowed[-1]}, the model {rows} rows")
+            raise InputError(f"{config.vocabulary} has ids up to {allowed[-1]}, the model {rows} rows")
         model = found.load(device, dtype)
     options = {
         "stop_ids": stop_ids,
@@ -138,12 +141,16 @@ def main(argv: Sequence[str]) -> int:
     sampling = config.sampling()
     if config.num_samples == 1 and config.output == "text":
         print(text, end="", flush=True)
-        for (event,) in stream(model, [prompt_ids], config.max_new_tokens, sampling, seed=config.seed, **options):
+        for (event,) in stream(
+            model, [prompt_ids], config.max_new_tokens, sampling, seed=config.seed, **options
+        ):
             print(event.text, end="", flush=True)
         print()
         return 0
     prompts = [prompt_ids] * config.num_samples
-    for i, answer in enumerate(generate(model, prompts, config.max_new_tokens, sampling, seed=config.seed, **options)):
+    for i, answer in enumerate(
+        generate(model, prompts, config.max_new_tokens, sampling, seed=config.seed, **options)
+    ):
         if config.output == "json":
             print_json(text, answer)
         else:
@@ -157,29 +164,42 @@ def print_json(prompt: str, answer: Completion, **more: object) -> None:
 
 
 def chat(
-    model: ConfigurableGPT, tokenizer: Any, template: ChatTemplate, config: SampleConfig, text: str, options: dict[str, Any]
+    model: ConfigurableGPT,
+    tokenizer: Any,
+    template: ChatTemplate,
+    config: SampleConfig,
+    text: str,
+    options: dict[str, Any],
 ) -> int:
     """One answer to `text`, or a conversation where it is empty, until the input ends."""
     if config.thinking != "auto" and not template.knows_thinking:
-        print(f"note: the chat template of {template.where} knows no thinking; --thinking changes nothing", file=sys.stderr)
+        print(
+            f"note: the chat template of {template.where} knows no thinking; --thinking changes nothing",
+            file=sys.stderr,
+        )
     flag = {"auto": None, "on": True, "off": False}[config.thinking] if template.knows_thinking else None
     thinks = template.knows_thinking and flag is not False
     sampling = config.sampling(THINKING if thinks else NOT_THINKING)
     if thinks and sampling.temperature == 0:
         print(
-            "warning: greedy decoding with thinking tends to repeat itself without end; Qwen3 advises against", file=sys.stderr
+            "warning: greedy decoding with thinking tends to repeat itself without end; Qwen3 advises against",
+            file=sys.stderr,
         )
     messages = [{"role": "system", "content": config.system}] if config.system else []
     for n, question in enumerate([text] if text else read_questions()):
         messages.append({"role": "user", "content": question})
-        with user_errors():
-            check_text(question=question)
+        with input_errors():
+            check_utf8(question=question)
             prompt = template.render(messages, flag)
             prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
             if not prompt_ids:
-                raise ValueError(f"the chat template of {template.where} makes nothing of this: it needs another")
+                raise InputError(
+                    f"the chat template of {template.where} makes nothing of this: it needs another"
+                )
         answer, shown = Completion(), Display(prompt_ids, template, config)
-        for (event,) in stream(model, [prompt_ids], config.max_new_tokens, sampling, seed=config.seed + n, **options):
+        for (event,) in stream(
+            model, [prompt_ids], config.max_new_tokens, sampling, seed=config.seed + n, **options
+        ):
             answer.text, answer.finish = answer.text + event.text, event.finish or ""
             answer.ids += [event.id] if event.id is not None else []
             answer.logprobs += [event.logprob] if event.logprob is not None else []
@@ -191,9 +211,14 @@ def chat(
         if config.output == "json":
             print_json(prompt, answer, thinking=thinking, content=content, unfinished_thinking=unfinished)
         elif config.show_thinking == "hide" and split.thinking:
-            print(f"({len(split.thinking)} tokens of thinking are hidden; --show_thinking=dim)", file=sys.stderr)
+            print(
+                f"({len(split.thinking)} tokens of thinking are hidden; --show_thinking=dim)", file=sys.stderr
+            )
         if unfinished:
-            print(f"warning: thinking did not end within {len(answer.ids)} tokens: raise --max_new_tokens", file=sys.stderr)
+            print(
+                f"warning: thinking did not end within {len(answer.ids)} tokens: raise --max_new_tokens",
+                file=sys.stderr,
+            )
         messages.append({"role": "assistant", "content": content})
     return 0
 
@@ -213,11 +238,15 @@ DIM, PLAIN = "\033[2m", "\033[0m"
 
 
 class Display:
-    """An answer on the terminal as it comes, thinking dimmed, or hidden. Where the output is no terminal, thinking is marked by
-    its tags alone."""
+    """An answer on the terminal as it comes, thinking dimmed, or hidden. Where the output is no terminal,
+    thinking is marked by its tags alone."""
 
     def __init__(self, prompt_ids: Sequence[int], template: ChatTemplate, config: SampleConfig) -> None:
-        self.template, self.silent, self.hide = template, config.output == "json", config.show_thinking == "hide"
+        self.template, self.silent, self.hide = (
+            template,
+            config.output == "json",
+            config.show_thinking == "hide",
+        )
         self.colour, self.hidden = sys.stdout.isatty(), ""
         ends = [i for i in prompt_ids if i is not None and i in (template.think_id, template.end_think_id)]
         self.thinking = self.opened_by_prompt = bool(ends) and ends[-1] == template.think_id

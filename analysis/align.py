@@ -1,8 +1,8 @@
-"""Fairness: runs on a common axis, seeds of one configuration together, and who leads where, by how much, beyond the noise or
-within it.
+"""Fairness: runs on a common axis, seeds of one configuration together, and who leads where, by how much,
+beyond the noise or within it.
 
-Nothing is extrapolated: runs are compared where the evaluations of all of them reach, on the line between two of them.
-"""
+Nothing is extrapolated: runs are compared where the evaluations of all of them reach, on the line between
+two of them."""
 
 import json
 import math
@@ -34,17 +34,31 @@ def groups_of(runs: Sequence[Run]) -> list[Group]:
     """The configurations among the runs, in their order. Runs without a recorded seed stay alone."""
     grouped: dict[str, list[Run]] = {}
     for run in runs:
-        what = [run.choices(), run.model["architecture_name"], run.model["params"], run.model["flops_per_token"], run.data]
+        what = [
+            run.choices(),
+            run.model["architecture_name"],
+            run.model["params"],
+            run.model["flops_per_token"],
+            run.data,
+        ]
         alone = run.label if run.seed is None else ""
         grouped.setdefault(json.dumps([what, alone], sort_keys=True), []).append(run)
     groups = []
     for members in grouped.values():
         by_seed: dict[Any, Run] = {}
-        for run in sorted(members, key=lambda run: -run.tokens):  # the one that came farthest stands for its seed
+        for run in sorted(
+            members, key=lambda run: -run.tokens
+        ):  # the one that came farthest stands for its seed
             by_seed.setdefault(run.seed, run)
         chosen = [run for run in members if by_seed[run.seed] is run]
         stems = {re.sub(r"[-_]?seed[-_=]?\d+$", "", run.label) for run in chosen}
-        label = chosen[0].label if len(chosen) == 1 else stems.pop() if len(stems) == 1 else f"{chosen[0].label} and others"
+        label = (
+            chosen[0].label
+            if len(chosen) == 1
+            else stems.pop()
+            if len(stems) == 1
+            else f"{chosen[0].label} and others"
+        )
         groups.append(Group(label, chosen, [run for run in members if run not in chosen]))
     return groups
 
@@ -58,8 +72,8 @@ def common_range(curves: Sequence[Sequence[tuple[float, float]]]) -> tuple[float
 
 
 def common_end(runs: Sequence[Run], key: str, axis: str) -> float | None:
-    """The end of the range that every evaluated run covers; None where there is none, and where it is not needed because they
-    all end there."""
+    """The end of the range that every evaluated run covers; None where there is none, and where it is not
+    needed because they all end there."""
     curves = [curve for run in runs if (curve := run.curve(key, axis))]
     span = common_range(curves)
     return span[1] if span and len({points[-1][0] for points in curves}) > 1 else None
@@ -75,9 +89,11 @@ def value_at(points: Sequence[tuple[float, float]], x: float | None) -> float | 
 
 
 def p_of_difference(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Welch's t-test (1947): how often two samples of one mean lie at least this far apart; None where either has one value.
+    """Welch's t-test (1947): how often two samples of one mean lie at least this far apart; None where
+    either has one value.
 
-    With t = sqrt(df) tan(angle) Student's density becomes cos(angle)^(df - 1), which is smooth and ends at pi / 2."""
+    With t = sqrt(df) tan(angle) Student's density becomes cos(angle)^(df - 1), which is smooth and ends at
+    pi / 2."""
     if min(len(a), len(b)) < 2:
         return None
     errors = [stdev(values) ** 2 / len(values) for values in (a, b)]
@@ -90,10 +106,14 @@ def p_of_difference(a: Sequence[float], b: Sequence[float]) -> float | None:
     return integrals[0] / integrals[1]
 
 
-def leads_since(curves: Sequence[Sequence[Sequence[tuple[float, float]]]], span: tuple[float, float]) -> float | None:
-    """From which x on the group that leads at the end of the span has led; its start where it led all along; None where groups
-    end level. Each group is the mean over the curves of its seeds."""
-    xs = sorted({x for group in curves for points in group for x, _ in points if span[0] <= x <= span[1]} | set(span))
+def leads_since(
+    curves: Sequence[Sequence[Sequence[tuple[float, float]]]], span: tuple[float, float]
+) -> float | None:
+    """From which x on the group that leads at the end of the span has led; its start where it led all
+    along; None where groups end level. Each group is the mean over the curves of its seeds."""
+    xs = sorted(
+        {x for group in curves for points in group for x, _ in points if span[0] <= x <= span[1]} | set(span)
+    )
     means = [[mean(value_at(points, x) for points in group) for x in xs] for group in curves]
     leader = min(range(len(means)), key=lambda g: means[g][-1])
     since = span[0]
@@ -109,8 +129,9 @@ def leads_since(curves: Sequence[Sequence[Sequence[tuple[float, float]]]], span:
 
 
 def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Who leads at equal tokens, FLOPs and training time, best first, each with its gap to the leader: of all evaluated runs,
-    and where some of them broke off also of those that are done. An entry without `places` says in `why` what forbids it."""
+    """Who leads at equal tokens, FLOPs and training time, best first, each with its gap to the leader: of
+    all evaluated runs, and where some of them broke off also of those that are done. An entry without
+    `places` says in `why` what forbids it."""
     key, evaluated = ranking_key(runs), [run for run in runs if run.evals]
     scopes = [evaluated]
     done = [run for run in evaluated if run.status == "done"]
@@ -122,7 +143,13 @@ def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if len(groups) < 2 and (not groups or len(groups[0].runs) < 2):
             continue
         for axis in AXES:
-            entry = {"axis": axis, "figure": key, "of": "all" if scope is evaluated else "done", "at": None, "places": []}
+            entry = {
+                "axis": axis,
+                "figure": key,
+                "of": "all" if scope is evaluated else "done",
+                "at": None,
+                "places": [],
+            }
             curves = [[run.curve(key, axis) for run in group.runs] for group in groups]
             span = common_range([points for group in curves for points in group])
             if key != BITS and len({run.data for run in scope}) > 1:
@@ -132,7 +159,9 @@ def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
             elif span is None or span[1] <= 0:
                 missing = axis == "time" and not all(points for group in curves for points in group)
                 entry["why"] = (
-                    "the step times of a run are not all there" if missing else "the evaluations have no common range"
+                    "the step times of a run are not all there"
+                    if missing
+                    else "the evaluations have no common range"
                 )
             else:
                 entry |= {"at": span[1], "range": list(span), "leads_since": leads_since(curves, span)}
@@ -144,7 +173,8 @@ def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
 def places(
     groups: Sequence[Group], curves: Sequence[Sequence[Sequence[tuple[float, float]]]], x: float
 ) -> list[dict[str, Any]]:
-    """The groups at x, the best first. `larger_than_noise` is None for the leader and where a configuration has one seed."""
+    """The groups at x, the best first. `larger_than_noise` is None for the leader and where a configuration
+    has one seed."""
     values = [[value_at(points, x) for points in group] for group in curves]
     order = sorted(range(len(groups)), key=lambda g: mean(values[g]))
     first, pairs = order[0], math.comb(len(groups), 2)
@@ -174,7 +204,8 @@ def differing(a: Run, b: Run) -> list[str]:
 
 
 def config_diff(groups: Sequence[Group]) -> dict[str, list[Any]]:
-    """Each field in which any two of the groups differ, with its value in each; None where it is not set or has no effect."""
+    """Each field in which any two of the groups differ, with its value in each; None where it is not set or
+    has no effect."""
     names: dict[str, None] = {}
     for a, b in combinations(groups, 2):
         names |= dict.fromkeys(differing(a.runs[0], b.runs[0]))

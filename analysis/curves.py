@@ -1,4 +1,5 @@
-"""How a run is drawn, in the PNG and in the page: its colour, its names, its smoothed training loss in the ranking figure."""
+"""How a run is drawn, in the PNG and in the page: its colour, its names, its smoothed training loss in the
+ranking figure."""
 
 import os
 from collections.abc import Sequence
@@ -10,11 +11,16 @@ from analysis.runs import BITS, LOSS, Run, ranking_key
 # Okabe and Ito 2008: told apart by colour-blind readers too. Their yellow is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":")  # from the eighth run on
-AXIS_LABELS = {"tokens": "Training tokens", "FLOPs": "Training compute (FLOPs)", "time": "Training time (h:mm:ss)"}
+AXIS_LABELS = {
+    "tokens": "Training tokens",
+    "FLOPs": "Training compute (FLOPs)",
+    "time": "Training time (h:mm:ss)",
+}
 
 
 def smoothed(values: Sequence[float]) -> list[float]:
-    """The mean over 2 % of the points to either side; at the steep beginning over as few as keep it symmetric."""
+    """The mean over 2 % of the points to either side; at the steep beginning over as few as keep it
+    symmetric."""
     n, sums = len(values), [0.0, *accumulate(values)]
     window = max(1, n // 50)
     spans = [(i - min(i, window), i + min(i, window, n - 1 - i) + 1) for i in range(n)]
@@ -22,8 +28,8 @@ def smoothed(values: Sequence[float]) -> list[float]:
 
 
 def per_byte(run: Run, key: str) -> float | None:
-    """What makes the run's loss per token the ranking figure, by the bytes in a token that its last evaluation saw; None where
-    it has none."""
+    """What makes the run's loss per token the ranking figure, by the bytes in a token that its last
+    evaluation saw; None where it has none."""
     ratios = [e[key] / e[LOSS] for e in run.evals if e.get(key) and e[LOSS]]
     return ratios[-1] if ratios else 1.0 if key == LOSS else None
 

@@ -1,5 +1,5 @@
-"""The comparison as one HTML page: curves to point at, over tokens, FLOPs or time, and the tables. It opens from disk and loads
-nothing; its policy forbids it to."""
+"""The comparison as one HTML page: curves to point at, over tokens, FLOPs or time, and the tables. It opens
+from disk and loads nothing; its policy forbids it to."""
 
 import html
 import json
@@ -17,7 +17,8 @@ SVG_DASHES = {"-": "none", "--": "6 4", ":": "2 3"}
 
 
 def page(runs: Sequence[Run], tables: Sequence[Sequence[Sequence[str]]], lines: Sequence[str]) -> str:
-    """The page with the curves of the runs, the tables (rows of cells, the header first) and the sentences on them."""
+    """The page with the curves of the runs, the tables (rows of cells, the header first) and the sentences
+    on them."""
     key, groups = ranking_key(runs), groups_of(runs)
     group_of = {id(run): i for i, group in enumerate(groups) for run in (*group.runs, *group.repeats)}
     axes = [axis for axis in AXES if axis != "time" or any(run.curve(key, axis) for run in runs)]
@@ -66,7 +67,11 @@ def html_table(grid: Sequence[Sequence[str]]) -> str:
 
     def row(cells: Sequence[str], tag: str) -> str:
         marked = f' class="{cells[-1]}"' if cells[-1] in ("crashed", "running", "stopped") else ""
-        return f"<tr{marked}>" + "".join(f"<{tag}{w}>{html.escape(c)}" for c, w in zip(cells, words, strict=True)) + "\n"
+        return (
+            f"<tr{marked}>"
+            + "".join(f"<{tag}{w}>{html.escape(c)}" for c, w in zip(cells, words, strict=True))
+            + "\n"
+        )
 
     body = "".join(row(cells, "td") for cells in grid[1:])
     return f'<div class="scroll"><table>\n{row(grid[0], "th")}{body}</table></div>\n'

@@ -9,13 +9,21 @@ from typing import Any
 from analysis.align import Group, value_at
 from analysis.runs import BITS, LOSS, Run, ranking_key
 
-WORDS = ("run", "architecture", "status", "at equal", "configuration", "against the noise", "field")  # to the left
+WORDS = (
+    "run",
+    "architecture",
+    "status",
+    "at equal",
+    "configuration",
+    "against the noise",
+    "field",
+)  # to the left
 
 
 def summarise(run: Run, common: float | None, common_flops: float | None) -> dict[str, Any]:
-    """The numbers of one run, None for unknown. tokens_per_s and mfu are medians over the train events, so that the first
-    steps, which compile, do not move them; best_* is the lowest evaluation; the value at common tokens or FLOPs lies where the
-    evaluations of all end."""
+    """The numbers of one run, None for unknown. tokens_per_s and mfu are medians over the train events, so
+    that the first steps, which compile, do not move them; best_* is the lowest evaluation; the value at
+    common tokens or FLOPs lies where the evaluations of all end."""
     losses, bits = run.curve(LOSS), run.curve(BITS)
     model, data, hardware = run.start["model"], run.start.get("data") or {}, run.start.get("hardware") or {}
     names = ("tokens_per_s", "mfu", "memory_gb", "grad_norm")
@@ -25,7 +33,10 @@ def summarise(run: Run, common: float | None, common_flops: float | None) -> dic
         "label": run.label,
         "seed": run.seed,
         "logs": [str(path) for path in run.files],
-        **{k: model.get(k) for k in ("architecture_name", "params", "params_non_embedding", "flops_per_token")},
+        **{
+            k: model.get(k)
+            for k in ("architecture_name", "params", "params_non_embedding", "flops_per_token")
+        },
         "dataset": short_path(data.get("dataset")),
         **{k: data.get(k) for k in ("fingerprint", "bytes_per_token")},
         **{k: hardware.get(k) for k in ("device_name", "world_size")},
@@ -58,7 +69,8 @@ def summarise(run: Run, common: float | None, common_flops: float | None) -> dic
 
 
 def short_path(path: str | None) -> str | None:
-    """Relative to the current folder where that is shorter, so that a published report does not name a machine's folders."""
+    """Relative to the current folder where that is shorter, so that a published report does not name a
+    machine's folders."""
     return min(path, os.path.relpath(path), key=len) if path and os.path.isabs(path) else path
 
 
@@ -81,17 +93,23 @@ def notes_on(
     for group in groups:
         if group.repeats:
             repeated = ", ".join(run.label for run in group.repeats)
-            notes.append(f"{repeated}: seed and configuration of another run here, so not counted as one more seed.")
+            notes.append(
+                f"{repeated}: seed and configuration of another run here, so not counted as one more seed."
+            )
     compared = [entry for entry in leads if entry["places"]]
     if compared and all(place["seeds"] == 1 for entry in compared for place in entry["places"]):
-        notes.append("One seed of each configuration: whether a gap is larger than the noise between seeds is not known.")
+        notes.append(
+            "One seed of each configuration: whether a gap is larger than the noise between seeds is not known."
+        )
     if len({run.data for run in runs}) > 1:
         read = "bits per byte is the column to read, as far as the held-out text is the same"
         if ranking_key(runs) == BITS:
             read += "; equal tokens are then not equal text"
         else:
             read = "bits per byte would, but not every run has them"
-        notes.append(f"The runs differ in dataset or tokenizer: loss per token does not compare between them; {read}.")
+        notes.append(
+            f"The runs differ in dataset or tokenizer: loss per token does not compare between them; {read}."
+        )
     counts = sorted(run.tokens for run in runs)
     if counts[0] != counts[-1]:
         note = f"The runs differ in tokens ({counts[0]:,} to {counts[-1]:,}), so their final and best losses do not compare"
@@ -102,7 +120,9 @@ def notes_on(
         notes.append(f"{note}.")
     machines = sorted({run.machine for run in runs})
     if len(machines) > 1:
-        notes.append(f"The runs differ in hardware ({', '.join(machines)}): tokens/s, MFU, time and memory do not compare.")
+        notes.append(
+            f"The runs differ in hardware ({', '.join(machines)}): tokens/s, MFU, time and memory do not compare."
+        )
     for run in runs:
         facts = {
             f"{len(run.files)} logs joined": len(run.files) > 1,
@@ -110,7 +130,8 @@ def notes_on(
             "its validation loss is not finite everywhere": any(e[LOSS] is None for e in run.evals),
             "~time is the sum of its logged steps": not run.time_is_wall and run.time_s,
             f"damaged lines skipped: {run.damaged_lines}": run.damaged_lines,
-            f"crashed at {run.tokens:,} tokens ({run.reason or 'its log has no run_end'})": run.status == "crashed",
+            f"crashed at {run.tokens:,} tokens ({run.reason or 'its log has no run_end'})": run.status
+            == "crashed",
         }
         if any(facts.values()):
             notes.append(f"{run.label}: {'; '.join(fact for fact, holds in facts.items() if holds)}.")
@@ -135,7 +156,9 @@ def cells(
 ) -> list[list[str]]:
     """The table as text, the header first."""
     full = {run.start["model"]["architecture_name"] for run in runs}
-    unique = len(full) == len({run.short_name for run in runs})  # else the parenthesis is what tells them apart
+    unique = len(full) == len(
+        {run.short_name for run in runs}
+    )  # else the parenthesis is what tells them apart
 
     def column(key: str, form: str) -> list[str]:
         return ["n/a" if row[key] is None else format(row[key], form) for row in rows]
@@ -179,11 +202,14 @@ def is_text(column: str, grid: Sequence[Sequence[str]]) -> bool:
 
 
 def table(grid: Sequence[Sequence[str]], markdown: bool = False) -> str:
-    """The cells as aligned text or as Markdown, words to the left and numbers to the right. A row is as long as it needs to
-    be, whatever the terminal."""
+    """The cells as aligned text or as Markdown, words to the left and numbers to the right. A row is as
+    long as it needs to be, whatever the terminal."""
     widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
     words = [is_text(name, grid) for name in grid[0]]
-    rows = [[c.ljust(w) if word else c.rjust(w) for c, w, word in zip(row, widths, words, strict=True)] for row in grid]
+    rows = [
+        [c.ljust(w) if word else c.rjust(w) for c, w, word in zip(row, widths, words, strict=True)]
+        for row in grid
+    ]
     if not markdown:
         return "\n".join("  ".join(row).rstrip() for row in [rows[0], ["-" * w for w in widths], *rows[1:]])
     rule = ["-" * (w - 1) + ("-" if word else ":") for w, word in zip(widths, words, strict=True)]
@@ -205,7 +231,9 @@ def standings_cells(leads: Sequence[dict[str, Any]]) -> list[list[str]]:
         if not entry["places"]:
             grid.append([where, f"not compared: {entry['why']}", *[""] * 5])
         for i, place in enumerate(entry["places"]):
-            noise = "not known" if place["p"] is None else "larger" if place["larger_than_noise"] else "within"
+            noise = (
+                "not known" if place["p"] is None else "larger" if place["larger_than_noise"] else "within"
+            )
             grid.append([
                 "" if i else where,
                 place["configuration"],
@@ -231,7 +259,13 @@ def standings_lines(leads: Sequence[dict[str, Any]]) -> list[str]:
         since, (low, high) = entry["leads_since"], entry["range"]
         share = 1.0 if since is None or high == low else (high - since) / (high - low)
         fields = second["differs_in"]
-        what = f"in {fields[0]} alone" if len(fields) == 1 else f"in {len(fields)} things at once" if fields else "in no field"
+        what = (
+            f"in {fields[0]} alone"
+            if len(fields) == 1
+            else f"in {len(fields)} things at once"
+            if fields
+            else "in no field"
+        )
         of = "" if entry["of"] == "all" else ", of the runs that are done"
         lines.append(
             f"At equal {entry['axis']}{of}: {first['configuration']} leads {second['configuration']} by {second['gap']:.4f}, "
@@ -243,14 +277,18 @@ def standings_lines(leads: Sequence[dict[str, Any]]) -> list[str]:
 def diff_cells(groups: Sequence[Group], diff: dict[str, list[Any]]) -> list[list[str]]:
     """What differs between the configurations, a row each field."""
     shown = {
-        name: ["-" if v is None else v[:12] if name == "data" else str(v) for v in values] for name, values in diff.items()
+        name: ["-" if v is None else v[:12] if name == "data" else str(v) for v in values]
+        for name, values in diff.items()
     }
-    return [["field", *(group.label for group in groups)], *([name, *values] for name, values in shown.items())]
+    return [
+        ["field", *(group.label for group in groups)],
+        *([name, *values] for name, values in shown.items()),
+    ]
 
 
 def show(grid: Sequence[Sequence[str]]) -> None:
-    """A table on stdout: with rich where it is installed and a person reads it, in blocks of columns where the terminal is
-    narrow; else as plain text, a row as long as it needs to be."""
+    """A table on stdout: with rich where it is installed and a person reads it, in blocks of columns where
+    the terminal is narrow; else as plain text, a row as long as it needs to be."""
     try:
         from rich.console import Console
         from rich.table import Table
@@ -271,7 +309,9 @@ def show(grid: Sequence[Sequence[str]]) -> None:
     for block in blocks:
         shown = Table()
         for i in block:
-            shown.add_column(grid[0][i], justify="left" if is_text(grid[0][i], grid) else "right", overflow="fold")
+            shown.add_column(
+                grid[0][i], justify="left" if is_text(grid[0][i], grid) else "right", overflow="fold"
+            )
         for row in grid[1:]:
             style = {"crashed": "red", "running": "yellow", "stopped": "yellow"}.get(row[-1])
             shown.add_row(*(row[i].replace("[", r"\[") for i in block), style=style)

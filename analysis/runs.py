@@ -1,7 +1,7 @@
 """Run logs -> runs: which logs were asked for, which of them continue each other, and what each says.
 
-A resumed run writes a new log with start_step > 0; the logs of a folder that continue each other are one run here.
-"""
+A resumed run writes a new log with start_step > 0; the logs of a folder that continue each other are one
+run here."""
 
 import glob
 import json
@@ -18,23 +18,51 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from model_config import did_you_mean
+from base.errors import InputError
+from base.fields import did_you_mean
 
 SILENCE_S = 300  # a log without run_end that grew less than this ago belongs to a run that is still going
 BITS, LOSS = "val_bits_per_byte", "val_loss"
 
 # What an event must have to be of use, and which fields are numbers, or null, where they are there.
-NEEDED = {"run_start": ("config", "model"), "train": ("step", "loss"), "eval": ("step", LOSS), "run_end": ("reason",)}
+NEEDED = {
+    "run_start": ("config", "model"),
+    "train": ("step", "loss"),
+    "eval": ("step", LOSS),
+    "run_end": ("reason",),
+}
 NUMBERS = (
-    *("time", "start_step", "step", "tokens", "loss", LOSS, BITS, "dt_ms", "tokens_per_s", "mfu", "memory_gb", "wall_s"),
+    *(
+        "time",
+        "start_step",
+        "step",
+        "tokens",
+        "loss",
+        LOSS,
+        BITS,
+        "dt_ms",
+        "tokens_per_s",
+        "mfu",
+        "memory_gb",
+        "wall_s",
+    ),
     *("grad_norm", "skipped_steps", "energy_j"),
 )
 AXES = ("tokens", "FLOPs", "time")  # what a fair comparison holds equal; time is that of training, in seconds
 
-# Fields of a configuration that decide where a run writes and how often it looks, not what it learns. arch_preset is there in
-# the fields that it sets.
+# Fields of a configuration that decide where a run writes and how often it looks, not what it learns.
+# arch_preset is there in the fields that it sets.
 HOUSEKEEPING = (
-    *("seed", "arch_preset", "out_dir", "init_from", "eval_only", "eval_interval", "log_interval", "checkpoint_interval"),
+    *(
+        "seed",
+        "arch_preset",
+        "out_dir",
+        "init_from",
+        "eval_only",
+        "eval_interval",
+        "log_interval",
+        "checkpoint_interval",
+    ),
     *("keep_last", "always_save_checkpoint", "async_checkpoint", "dist_timeout_s", "device", "dashboard"),
     *("wandb_log", "wandb_project", "wandb_run_name", "tensorboard_log", "trackio_log"),
 )
@@ -53,7 +81,8 @@ ONLY_WITH = {
 
 @dataclass
 class Run:
-    """One training run, its logs joined. Events are in the order of steps, without the steps that a resume took back."""
+    """One training run, its logs joined. Events are in the order of steps, without the steps that a resume
+    took back."""
 
     files: list[Path]
     first_step: int  # of the oldest log: 0, unless what came before it is missing
@@ -67,7 +96,9 @@ class Run:
     status: str  # done, stopped (by a signal), crashed, running
     reason: str | None  # of the newest log's run_end, if it has one
     damaged_lines: int
-    skipped_steps: int | None  # that the run reports, for gradients that were not finite; None where it reports none
+    skipped_steps: (
+        int | None
+    )  # that the run reports, for gradients that were not finite; None where it reports none
     energy_j: float | None  # that the device reported
     label: str = ""  # out_dir, and which run in it where the comparison has several
 
@@ -85,7 +116,8 @@ class Run:
 
     @property
     def data(self) -> Any:
-        """What was read: the fingerprint of dataset and tokenizer, or the dataset's name where a log has none."""
+        """What was read: the fingerprint of dataset and tokenizer, or the dataset's name where a log has
+        none."""
         data = self.start.get("data") or {}
         return data.get("fingerprint") or data.get("dataset")
 
@@ -95,8 +127,8 @@ class Run:
         return f"{hardware.get('world_size')} x {hardware.get('device_name')}"
 
     def along(self, events: Iterable[dict[str, Any]], key: str, axis: str) -> list[tuple[float, float]]:
-        """(x, value) of each event that has the value, x in the units of the axis. Nothing for the time of a run whose
-        step times are not all there."""
+        """(x, value) of each event that has the value, x in the units of the axis. Nothing for the time of
+        a run whose step times are not all there."""
         if axis == "time" and (self.first_step > 0 or not all(e["s"] for e in self.trains)):
             return []
         position = {
@@ -127,8 +159,9 @@ class Run:
         return min((value for _, value in self.curve(key)), default=None)
 
     def spikes(self) -> int:
-        """Times that the logged training loss left its course: not finite, or above each of the 5 values logged before by
-        more than 5 % and 6 times the usual change (the median of the last 20) between neighbours. Neighbours count once."""
+        """Times that the logged training loss left its course: not finite, or above each of the 5 values
+        logged before by more than 5 % and 6 times the usual change (the median of the last 20) between
+        neighbours. Neighbours count once."""
         count, in_spike, calm = 0, False, []
         for loss in (e["loss"] for e in self.trains):
             spiked = loss is None
@@ -142,7 +175,8 @@ class Run:
         return count
 
     def choices(self) -> dict[str, Any]:
-        """The configuration as far as it decides what is learned: without housekeeping and fields without effect."""
+        """The configuration as far as it decides what is learned: without housekeeping and fields without
+        effect."""
         config = self.start["config"]
         fields = {**(config["model"] if isinstance(config.get("model"), dict) else {}), **config["train"]}
         chosen = {k: v for k, v in fields.items() if k not in HOUSEKEEPING}
@@ -150,16 +184,21 @@ class Run:
             if fields.get(other) not in values:
                 chosen.pop(name, None)
         weights = fields.get("init_from")
-        return chosen | ({"init_from": weights} if isinstance(weights, str) and weights.startswith("hf:") else {})
+        return chosen | (
+            {"init_from": weights} if isinstance(weights, str) and weights.startswith("hf:") else {}
+        )
 
 
 def parse_event(line: str) -> dict[str, Any] | None:
-    """The event on one line of a log, its figures numbers or None (as is what was not finite); None for a damaged line."""
+    """The event on one line of a log, its figures numbers or None (as is what was not finite); None for a
+    damaged line."""
     try:
         event = json.loads(line, parse_constant=lambda _: None)
     except ValueError:
         return None
-    if not isinstance(event, dict) or not all(event.get(key) is None or is_number(event[key]) for key in NUMBERS):
+    if not isinstance(event, dict) or not all(
+        event.get(key) is None or is_number(event[key]) for key in NUMBERS
+    ):
         return None
     kind = event.get("event")
     if not isinstance(kind, str) or any(key not in event for key in NEEDED.get(kind, ())):
@@ -168,7 +207,11 @@ def parse_event(line: str) -> dict[str, Any] | None:
         return None
     if kind == "run_start":
         config, model = event["config"], event["model"]
-        if not isinstance(config, dict) or not isinstance(config.setdefault("train", {}), dict) or not isinstance(model, dict):
+        if (
+            not isinstance(config, dict)
+            or not isinstance(config.setdefault("train", {}), dict)
+            or not isinstance(model, dict)
+        ):
             return None
         if not (is_number(model.get("params")) and is_number(model.get("flops_per_token"))):
             return None
@@ -177,7 +220,9 @@ def parse_event(line: str) -> dict[str, Any] | None:
 
 
 def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and -1e300 < value < 1e300  # no NaN, and no whole number beyond floats
+    return (
+        isinstance(value, int | float) and -1e300 < value < 1e300
+    )  # no NaN, and no whole number beyond floats
 
 
 def read_start(path: Path) -> dict[str, Any] | None:
@@ -187,8 +232,8 @@ def read_start(path: Path) -> dict[str, Any] | None:
 
 
 def join_logs(paths: Iterable[Path]) -> tuple[list[tuple[float, list[Path]]], dict[Path, str]]:
-    """The runs that the logs of one folder make up, oldest first, each as (unix time of its last start, logs that continue
-    each other), and a line on each log that begins no run."""
+    """The runs that the logs of one folder make up, oldest first, each as (unix time of its last start,
+    logs that continue each other), and a line on each log that begins no run."""
     starts, left_out = [], {}
     for path in paths:
         start = read_start(path)
@@ -196,7 +241,9 @@ def join_logs(paths: Iterable[Path]) -> tuple[list[tuple[float, list[Path]]], di
         if start is None:
             left_out[path] = f"{path} {'has no run_start' if path.stat().st_size else 'is empty'}"
         elif start_step > 0 and start["config"]["train"].get("eval_only"):
-            left_out[path] = f"{path} only evaluates a checkpoint"  # perhaps while the run that it is from goes on
+            left_out[path] = (
+                f"{path} only evaluates a checkpoint"  # perhaps while the run that it is from goes on
+            )
         else:
             starts.append((start.get("time") or path.stat().st_mtime, path, start_step))
     chains: list[tuple[float, list[Path]]] = []
@@ -206,30 +253,43 @@ def join_logs(paths: Iterable[Path]) -> tuple[list[tuple[float, list[Path]]], di
 
 
 def find_runs(words: Sequence[str], latest: int | None) -> tuple[list[list[Path]], list[str]]:
-    """The logs of each run asked for, by words (folders of a run or of runs, files, patterns) or as the `latest` newest below
-    the current folder, and a line on each log that was passed over. Raises ValueError where there is nothing to compare."""
+    """The logs of each run asked for, by words (folders of a run or of runs, files, patterns) or as the
+    `latest` newest below the current folder, and a line on each log that was passed over. Raises InputError
+    where there is nothing to compare."""
     runs: list[list[Path]] = []
     left_out: dict[Path, str] = {}
     if latest is not None:
         if words:
-            raise ValueError(f"--latest={latest} and {words[0]} are two ways to choose the runs: give one")
+            raise InputError(f"--latest={latest} and {words[0]} are two ways to choose the runs: give one")
         if latest < 1:
-            raise ValueError(f"--latest={latest} must be at least 1")
+            raise InputError(f"--latest={latest} must be at least 1")
         chains = []
-        for folder in {path.parent for pattern in ("out*", "out*/*") for path in Path().glob(f"{pattern}/run_*.jsonl")}:
+        for folder in {
+            path.parent for pattern in ("out*", "out*/*") for path in Path().glob(f"{pattern}/run_*.jsonl")
+        }:
             found, passed_over = join_logs(folder.glob("run_*.jsonl"))
             chains += found
             left_out |= passed_over
         runs = [files for _, files in sorted(chains)[-latest:]]
     elif not words:
-        raise ValueError("which runs? Name folders or logs of runs, or say --latest=3")
-    for path in [Path(p) for word in words for p in ([word] if os.path.exists(word) else sorted(glob.glob(word)) or [word])]:
+        raise InputError("which runs? Name folders or logs of runs, or say --latest=3")
+    for path in [
+        Path(p)
+        for word in words
+        for p in ([word] if os.path.exists(word) else sorted(glob.glob(word)) or [word])
+    ]:
         if not path.exists():
-            raise ValueError(f"{path} is not there{did_you_mean(path, map(str, Path().glob('out*')))}")
+            raise InputError(f"{path} is not there{did_you_mean(path, map(str, Path().glob('out*')))}")
         if path.is_dir():
-            folders = [path] if any(path.glob("run_*.jsonl")) else sorted({p.parent for p in path.glob("*/run_*.jsonl")})
+            folders = (
+                [path]
+                if any(path.glob("run_*.jsonl"))
+                else sorted({p.parent for p in path.glob("*/run_*.jsonl")})
+            )
             if not folders:
-                raise ValueError(f"{path} holds no run_*.jsonl: name the out_dir of a run, or a folder of them")
+                raise InputError(
+                    f"{path} holds no run_*.jsonl: name the out_dir of a run, or a folder of them"
+                )
             for folder in folders:
                 found, passed_over = join_logs(folder.glob("run_*.jsonl"))
                 runs += [files for _, files in found[-1:]]
@@ -240,10 +300,10 @@ def find_runs(words: Sequence[str], latest: int | None) -> tuple[list[list[Path]
             left_out |= {p: line for p, line in passed_over.items() if p == path}
     if not runs:
         reasons = "; ".join(left_out.values()) or f"no out*/run_*.jsonl below {Path.cwd()}"
-        raise ValueError(f"no run to compare: {reasons}. Train one first, or name its folder")
-    return list({tuple(path.resolve() for path in files): files for files in reversed(runs)}.values()), sorted(
-        left_out.values()
-    )
+        raise InputError(f"no run to compare: {reasons}. Train one first, or name its folder")
+    return list(
+        {tuple(path.resolve() for path in files): files for files in reversed(runs)}.values()
+    ), sorted(left_out.values())
 
 
 def read_run(files: Sequence[Path]) -> Run:
@@ -294,7 +354,8 @@ def read_run(files: Sequence[Path]) -> Run:
 
 
 def skipped_steps(counted: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> int | None:
-    """Optimizer steps left out: the highest running count, or the events that say so; None where a log has neither."""
+    """Optimizer steps left out: the highest running count, or the events that say so; None where a log has
+    neither."""
     counts = [e["skipped_steps"] for e in counted if e.get("skipped_steps") is not None]
     events = sum(e["event"].startswith("skip") for e in others)
     return max([*counts, events]) if counts or events else None
@@ -305,12 +366,17 @@ def read_runs(chains: Iterable[Sequence[Path]]) -> list[Run]:
     runs = [read_run(files) for files in chains]
     often = Counter(run.out_dir for run in runs)
     for run in runs:
-        run.label = run.out_dir if often[run.out_dir] == 1 else f"{run.out_dir} ({run.files[0].stem.removeprefix('run_')})"
+        run.label = (
+            run.out_dir
+            if often[run.out_dir] == 1
+            else f"{run.out_dir} ({run.files[0].stem.removeprefix('run_')})"
+        )
     key = ranking_key(runs)
     return sorted(runs, key=lambda run: (math.inf if run.best(key) is None else run.best(key), run.label))
 
 
 def ranking_key(runs: Sequence[Run]) -> str:
-    """Bits per byte where every evaluated run has them, else validation loss: what ranks the runs and is drawn."""
+    """Bits per byte where every evaluated run has them, else validation loss: what ranks the runs and is
+    drawn."""
     evaluated = [run for run in runs if run.evals]
     return BITS if evaluated and all(run.best(BITS) is not None for run in evaluated) else LOSS

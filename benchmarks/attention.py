@@ -3,10 +3,10 @@
     python benchmarks/attention.py --write                                 # Qwen3-1.7B's heads on CUDA; small ones on CPU
     python benchmarks/attention.py --shapes=1x4:2x32x16 --rounds=1         # a smoke test
 
-A shape is BxH:KxTxD: B sequences, H query heads, K key/value heads, T tokens, D wide, in bf16 (fp32 with --dtype). The rate
-counts causal attention once: forward and backward are 3 x 2 x 2 x B H T^2 D / 2 operations. train.py makes the same measurement
-of its own shape before a run on a GPU (training/attention.py).
-"""
+A shape is BxH:KxTxD: B sequences, H query heads, K key/value heads, T tokens, D wide, in bf16 (fp32 with
+--dtype). The rate counts causal attention once: forward and backward are 3 x 2 x 2 x B H T^2 D / 2
+operations. train.py makes the same measurement of its own shape before a run on a GPU
+(training/attention.py)."""
 
 import sys
 from pathlib import Path
@@ -21,13 +21,17 @@ from typing import Any, Literal
 
 import torch
 
+from base.errors import InputError, input_errors
 from benchmarks.records import config_from_flags, write_result
+from hardware.device import keep_freed_memory, select_device
 from model_components import ATTENTION_BACKENDS, backend_problem
-from training import dist
 from training.attention import time_kernels
-from training.config import user_errors
 
-SHAPES = {"cuda": "8x16:8x2048x128,4x16:8x4096x128", "cpu": "8x6:3x256x64,2x6:3x1024x64", "mps": "8x6:3x256x64"}
+SHAPES = {
+    "cuda": "8x16:8x2048x128,4x16:8x4096x128",
+    "cpu": "8x6:3x256x64,2x6:3x1024x64",
+    "mps": "8x6:3x256x64",
+}
 
 
 @dataclass(kw_only=True)
@@ -45,7 +49,9 @@ def measure(shape: tuple[int, ...], c: BenchmarkConfig, device: torch.device) ->
     dtype = getattr(torch, c.dtype)
     candidates = [name for name in ATTENTION_BACKENDS if backend_problem(name, device.type, dtype) is None]
     seconds = 0.2 if device.type == "cuda" else 0.05
-    rounds = [time_kernels(shape, device, dtype, candidates=candidates, seconds=seconds) for _ in range(c.rounds)]
+    rounds = [
+        time_kernels(shape, device, dtype, candidates=candidates, seconds=seconds) for _ in range(c.rounds)
+    ]
     results = {}
     for name in candidates:
         if problem := next((r[name] for r in rounds if isinstance(r[name], str)), None):
@@ -57,23 +63,25 @@ def measure(shape: tuple[int, ...], c: BenchmarkConfig, device: torch.device) ->
 
 
 def main(argv: Sequence[str]) -> int:
-    with user_errors():
+    with input_errors():
         c = config_from_flags(BenchmarkConfig, argv)
-        device = dist.select_device(c.device)
+        device = select_device(c.device)
         shapes = {}
         for text in (c.shapes or SHAPES[device.type]).split(","):
             match = re.fullmatch(r"(\d+)x(\d+):(\d+)x(\d+)x(\d+)", text)
             if match is None or int(match[2]) % int(match[3]):
-                raise ValueError(f"--shapes: {text!r} is not BxH:KxTxD with K a divisor of H")
+                raise InputError(f"--shapes: {text!r} is not BxH:KxTxD with K a divisor of H")
             shapes[text] = tuple(int(n) for n in match.groups())
-    dist.keep_freed_memory()
+    keep_freed_memory()
     results = {}
     for text, shape in shapes.items():
         results[text] = measure(shape, c, device)
         for name, row in results[text].items():
             print(f"{text} {name:24} {row}", flush=True)
     if c.write:
-        write_result(f"attention_{device.type}", "attention.py", argv, device, config=asdict(c), results=results)
+        write_result(
+            f"attention_{device.type}", "attention.py", argv, device, config=asdict(c), results=results
+        )
     return 0
 
 

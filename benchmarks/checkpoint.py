@@ -1,10 +1,11 @@
-"""Saving and loading about 500 MB of weights and AdamW state: ours, beside torch.save and torch's own DCP, on 1 and 2 ranks.
+"""Saving and loading about 500 MB of weights and AdamW state: ours, beside torch.save and torch's own DCP,
+on 1 and 2 ranks.
 
     python benchmarks/checkpoint.py                      # writes benchmarks/results/checkpoint.json; about 3 minutes
     python benchmarks/checkpoint.py --state_mb=90 --rounds=2 --write=False     # a smoke test
 
-The state is sharded by FSDP where there are 2 ranks; torch.save writes there what a rank holds into a file of its own, which no
-other number of ranks could read. Rows, each a median over `rounds`, taken in turn:
+The state is sharded by FSDP where there are 2 ranks; torch.save writes there what a rank holds into a file
+of its own, which no other number of ranks could read. Rows, each a median over `rounds`, taken in turn:
 
     save      until everything is on the disk, ms. Each side ends with an fsync of each of its files and of their folder: ours
               and DCP (FileSystemWriter, sync_files=True) sync their files themselves, the rest is done here. Beforehand the
@@ -13,8 +14,8 @@ other number of ranks could read. Rows, each a median over `rounds`, taken in tu
     load      into the tensors of a model and its optimizers, ms, from the page cache. `ours, verified` includes the digests
               that train.py takes before it opens anything (find_checkpoint); torch and DCP have none.
 
-`ours, no digest` is ours with a hash that does nothing: what the digests cost. What was loaded is compared with what was saved.
-"""
+`ours, no digest` is ours with a hash that does nothing: what the digests cost. What was loaded is compared
+with what was saved."""
 
 import sys
 from pathlib import Path
@@ -37,14 +38,16 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
+from base.errors import InputError, input_errors
 from benchmarks.records import config_from_flags, write_result
+from hardware.device import keep_freed_memory
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from training import checkpoint, dist
-from training.config import TrainConfig, user_errors
-from training.dist import World
+from training import checkpoint
+from training.config import TrainConfig
 from training.optim import allocate_state
 from training.parallel import build_strategy
+from training.world import World, on_ranks
 
 
 @dataclass(kw_only=True)
@@ -57,20 +60,34 @@ class BenchmarkConfig:
 
 def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
     """Medians of one world: {save or load: {side: ms}}."""
-    dist.keep_freed_memory()  # as train.py
+    keep_freed_memory()  # as train.py
     device, root = torch.device("cpu"), Path(folder, f"of_{world.size}")
     alone = world.size == 1
     config = TrainConfig(use_fsdp=True, async_checkpoint=True, always_save_checkpoint=True)
     strategy = build_strategy(config, world, device, torch.float32)
-    shape = {"n_embd": 512, "n_head": 8, "num_key_value_heads": 4, "head_dim": 64, "d_ff": 1536, "vocab_size": 8192}
-    layers = max(1, round((c.state_mb * 1e6 / 12 - 512 * 8192) / 3.15e6))  # 12 bytes a parameter, 3.15 M parameters a layer
+    shape = {
+        "n_embd": 512,
+        "n_head": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
+        "d_ff": 1536,
+        "vocab_size": 8192,
+    }
+    layers = max(
+        1, round((c.state_mb * 1e6 / 12 - 512 * 8192) / 3.15e6)
+    )  # 12 bytes a parameter, 3.15 M parameters a layer
     with torch.device("meta"):
-        model = ConfigurableGPT(get_preset_config("qwen3", **shape, n_layer=layers, weight_tying=True, block_size=64))
+        model = ConfigurableGPT(
+            get_preset_config("qwen3", **shape, n_layer=layers, weight_tying=True, block_size=64)
+        )
     strategy.wrap(model, seed=1)
     optimizers = strategy.optimizers(model, config)
     allocate_state(optimizers)
     tensors = strategy.tensors(model, optimizers)
-    local = {name: t.to_local() if isinstance(t, DTensor) else t for name, t in ((n, t.detach()) for n, t in tensors.items())}
+    local = {
+        name: t.to_local() if isinstance(t, DTensor) else t
+        for name, t in ((n, t.detach()) for n, t in tensors.items())
+    }
     for n, t in enumerate(local.values()):
         t.normal_(generator=torch.Generator().manual_seed(1000 * n + (world.rank if t.dim() else 0)))
     truth = {name: t.clone() for name, t in local.items()}
@@ -110,7 +127,9 @@ def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
         checkpoint.fsync(path)
 
     def plain_dcp_async(path: Path, step: int) -> Callable[[], object]:
-        future: Future = dcp.async_save(tensors, storage_writer=dcp.FileSystemWriter(path), process_group=group, no_dist=alone)
+        future: Future = dcp.async_save(
+            tensors, storage_writer=dcp.FileSystemWriter(path), process_group=group, no_dist=alone
+        )
         return lambda: (future.result(), checkpoint.fsync(path))
 
     def load_ours(path: Path, step: int) -> None:
@@ -128,7 +147,12 @@ def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
     def load_dcp(path: Path, step: int) -> None:
         dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=alone)
 
-    saves = {"ours": ours, "ours, no digest": ours_without_digest, "torch.save": torch_save, "plain DCP": plain_dcp}
+    saves = {
+        "ours": ours,
+        "ours, no digest": ours_without_digest,
+        "torch.save": torch_save,
+        "plain DCP": plain_dcp,
+    }
     saves |= {"ours, async": ours_async, "plain DCP, async": plain_dcp_async}
     loads = {"ours": {"ours": load_ours, "ours, verified": load_ours_verified}}
     loads |= {"torch.save": {"torch.save": load_torch}, "plain DCP": {"plain DCP": load_dcp}}
@@ -155,28 +179,35 @@ def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
                 load(path, step)
                 world.barrier()
                 taken["load"].setdefault(name, []).append((time.perf_counter() - start) * 1e3)
-                now = {n: t.to_local() if isinstance(t, DTensor) else t for n, t in strategy.tensors(model, optimizers).items()}
-                assert all(torch.equal(now[n], truth[n]) for n in truth), f"{name} loads something else than was saved"
+                now = {
+                    n: t.to_local() if isinstance(t, DTensor) else t
+                    for n, t in strategy.tensors(model, optimizers).items()
+                }
+                assert all(torch.equal(now[n], truth[n]) for n in truth), (
+                    f"{name} loads something else than was saved"
+                )
                 local |= {n: t.detach() for n, t in now.items()}
                 tensors = strategy.tensors(model, optimizers)
             world.barrier()
             if world.rank == 0:
                 shutil.rmtree(path)
             world.barrier()
-    medians = {what: {side: statistics.median(ms[1:]) for side, ms in sides.items()} for what, sides in taken.items()}
+    medians = {
+        what: {side: statistics.median(ms[1:]) for side, ms in sides.items()} for what, sides in taken.items()
+    }
     return medians | {"mb": world.sum(torch.tensor(sum(t.nbytes for t in local.values()) / 1e6)).item()}
 
 
 def main(argv: Sequence[str]) -> int:
-    with user_errors():
+    with input_errors():
         c = config_from_flags(BenchmarkConfig, argv)
         if c.rounds < 1:
-            raise ValueError(f"rounds={c.rounds} must be at least 1")
+            raise InputError(f"rounds={c.rounds} must be at least 1")
     load_average = round(os.getloadavg()[0], 1)
     rows = {}
     with tempfile.TemporaryDirectory(dir=c.folder) as folder:
         for size in (1, 2):
-            rows[f"{size} rank{'s' * (size > 1)}"] = row = dist.on_ranks(size, measure, c, folder)[0]
+            rows[f"{size} rank{'s' * (size > 1)}"] = row = on_ranks(size, measure, c, folder)[0]
             print(f"{size} rank{'s' * (size > 1)}, {row['mb']:.0f} MB, medians in ms:")
             for side, ms in row["save"].items():
                 print(f"  save {side:18} {ms:7.0f}, training blocked for {row['blocked'][side]:7.0f}")
@@ -186,7 +217,9 @@ def main(argv: Sequence[str]) -> int:
         torch.set_num_threads(1)
         fields = {"unit": "ms, median; fsync on every side", "config": asdict(c), "results": rows}
         # of the minute before: what else the machine was doing
-        write_result("checkpoint", "checkpoint.py", argv, torch.device("cpu"), **fields, load_average=load_average)
+        write_result(
+            "checkpoint", "checkpoint.py", argv, torch.device("cpu"), **fields, load_average=load_average
+        )
     return 0
 
 

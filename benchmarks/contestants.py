@@ -1,5 +1,6 @@
-"""One side of benchmarks/train_step.py in a process of its own, which makes a training step for every line on its stdin and
-answers with a line of JSON. Weights of all Qwen3 shapes come from one folder, so that the losses must agree.
+"""One side of benchmarks/train_step.py in a process of its own, which makes a training step for every line
+on its stdin and answers with a line of JSON. Weights of all Qwen3 shapes come from one folder, so that the
+losses must agree.
 
 A step is forward, backward, AdamW (torch's fused one, for every side) and zero_grad, on fp32 weights.
 """
@@ -18,14 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hardware.device import keep_freed_memory
+
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def nanofoundry(shape: dict[str, Any], folder: str) -> tuple[nn.Module, Loss]:
     from inference.hf import load_hf
-    from training import dist
 
-    dist.keep_freed_memory()  # as train.py does
+    keep_freed_memory()  # as train.py does
     model = load_hf(folder)
     return model, lambda x, y: model(x, y)[1]
 
@@ -34,12 +36,16 @@ def hf(shape: dict[str, Any], folder: str) -> tuple[nn.Module, Loss]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="sdpa", use_cache=False)
-    return model, lambda x, y: model(input_ids=x, labels=y, shift_labels=y).loss  # shift_labels: already shifted
+    return (
+        model,
+        lambda x, y: model(input_ids=x, labels=y, shift_labels=y).loss,
+    )  # shift_labels: already shifted
 
 
 def nanogpt_shape(shape: dict[str, Any], folder: str) -> tuple[nn.Module, Loss]:
-    """transformers' GPT-2, which is as fast as nanoGPT's own file: learned positions, LayerNorm, GELU, as many weights a
-    block (a third more d_ff for two matrices in place of three, no GQA). Its weights and loss are its own."""
+    """transformers' GPT-2, which is as fast as nanoGPT's own file: learned positions, LayerNorm, GELU, as
+    many weights a block (a third more d_ff for two matrices in place of three, no GQA). Its weights and
+    loss are its own."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
@@ -97,8 +103,8 @@ def memory_bytes(field: str) -> int:
 
 
 def serve(name: str, shape: dict[str, Any], folder: str, mode: str, clock: str) -> None:
-    """mode: 'bf16 compiled', 'fp32 eager' and so on. Memory is the peak of a step above the process before the model, less
-    weights, gradients and AdamW's two moments, 16 bytes a parameter."""
+    """mode: 'bf16 compiled', 'fp32 eager' and so on. Memory is the peak of a step above the process before
+    the model, less weights, gradients and AdamW's two moments, 16 bytes a parameter."""
     precision, how = mode.split()
     now = CLOCKS[clock]
     if clock == "cpu":
@@ -106,7 +112,9 @@ def serve(name: str, shape: dict[str, Any], folder: str, mode: str, clock: str) 
     torch.manual_seed(0)
     torch.mm(torch.ones(64, 64), torch.ones(64, 64))  # the threads and their buffers are there
     ids = torch.randint(
-        shape["vocab_size"], (shape["batch_size"], shape["block_size"] + 1), generator=torch.Generator().manual_seed(1)
+        shape["vocab_size"],
+        (shape["batch_size"], shape["block_size"] + 1),
+        generator=torch.Generator().manual_seed(1),
     )
     x, y = ids[:, :-1].contiguous(), ids[:, 1:].contiguous()
     model, loss_of = CONTESTANTS[name](shape, folder)

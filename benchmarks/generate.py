@@ -1,15 +1,16 @@
-"""Generation of ours beside transformers' `generate`: same process, weights, prompts, dtype and allocator, taken in turn.
+"""Generation of ours beside transformers' `generate`: same process, weights, prompts, dtype and allocator,
+taken in turn.
 
     python benchmarks/generate.py                      # writes benchmarks/results/generate_cpu_8192.json
     python benchmarks/generate.py --vocab_size=151936
     python benchmarks/generate.py --n_layer=2 --n_embd=64 --n_head=2 --num_key_value_heads=1 --d_ff=128 --vocab_size=512 \
         --max_new_tokens=8 --rounds=1 --write=False          # a smoke test
 
-Greedy, bfloat16, random weights. transformers runs in two settings, its default (dynamic cache, eager) and its compiled one
-(static cache, forward compiled with the weights frozen, as ours is); the faster of the two is what ours is compared with.
-Before anything is timed both must give the same tokens in float32. Decoding is all of a call, prompt included; prefill is a
-call that makes one token of a long prompt. Compilation happens in a call before, whose seconds are reported.
-"""
+Greedy, bfloat16, random weights. transformers runs in two settings, its default (dynamic cache, eager) and
+its compiled one (static cache, forward compiled with the weights frozen, as ours is); the faster of the two
+is what ours is compared with. Before anything is timed both must give the same tokens in float32. Decoding
+is all of a call, prompt included; prefill is a call that makes one token of a long prompt. Compilation
+happens in a call before, whose seconds are reported. """
 
 import sys
 from pathlib import Path
@@ -25,13 +26,13 @@ from typing import Any
 
 import torch
 
+from base.errors import input_errors
 from benchmarks.records import config_from_flags, write_result
+from hardware.device import keep_freed_memory, select_device
 from inference.generate import Sampling, generate
 from inference.hf import load_hf, save_hf
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from training import dist
-from training.config import user_errors
 
 
 @dataclass(kw_only=True)
@@ -53,13 +54,13 @@ class BenchmarkConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    with user_errors():
+    with input_errors():
         c = config_from_flags(BenchmarkConfig, argv)
-        device = dist.select_device(c.device)
+        device = select_device(c.device)
         batch_sizes = [int(n) for n in c.batch_sizes.split(",")]
         import transformers
     transformers.logging.set_verbosity_error()
-    dist.keep_freed_memory()
+    keep_freed_memory()
     results: dict[str, Any] = {}
     for B in batch_sizes:
         torch.compiler.reset()
@@ -80,9 +81,14 @@ def main(argv: Sequence[str]) -> int:
 def compare(c: BenchmarkConfig, B: int, device: torch.device) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
-    shape = {name: getattr(c, name) for name in ("n_layer", "n_embd", "n_head", "num_key_value_heads", "head_dim", "d_ff")}
+    shape = {
+        name: getattr(c, name)
+        for name in ("n_layer", "n_embd", "n_head", "num_key_value_heads", "head_dim", "d_ff")
+    }
     longest = max(c.prompt_tokens + c.max_new_tokens, c.prefill_tokens + 1)
-    config = get_preset_config("qwen3", **shape, vocab_size=c.vocab_size, block_size=longest, weight_tying=True)
+    config = get_preset_config(
+        "qwen3", **shape, vocab_size=c.vocab_size, block_size=longest, weight_tying=True
+    )
     with tempfile.TemporaryDirectory() as folder:
         save_hf(ConfigurableGPT(config, seed=0), folder)
         exact, exact_theirs = load_hf(folder), AutoModelForCausalLM.from_pretrained(folder)
@@ -103,7 +109,12 @@ def compare(c: BenchmarkConfig, B: int, device: torch.device) -> dict[str, Any]:
         ids = ids.to(model.device)
         with torch._inductor.config.patch(freezing=device.type == "cpu"):
             out = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=n, min_new_tokens=n, do_sample=False, **options
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=n,
+                min_new_tokens=n,
+                do_sample=False,
+                **options,
             )
         return out[:, ids.size(1) :].tolist()
 

@@ -3,9 +3,10 @@
     python benchmarks/loader.py                          # writes benchmarks/results/loader.json
     python benchmarks/loader.py --file_gb=0.1 --batches=50 --write=False     # a smoke test
 
-The corpus is a sparse file of zeros, which os.truncate makes in no time and which takes no disk; positions are spread over
-all of it. Before a batch is timed its windows are read through another map of the file, so that the pages are in the page
-cache, but not yet in the map that is measured. Ours and nanoGPT's take turns. In ms:
+The corpus is a sparse file of zeros, which os.truncate makes in no time and which takes no disk; positions
+are spread over all of it. Before a batch is timed its windows are read through another map of the file, so
+that the pages are in the page cache, but not yet in the map that is measured. Ours and nanoGPT's take
+turns. In ms:
 
     micro_batch   reading a batch in place: ours, and nanoGPT's
     prefetched    what the training process waits for a batch that the reader thread has had a pause to prepare in
@@ -28,10 +29,10 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
+from base.errors import input_errors
 from benchmarks.records import config_from_flags, write_result
-from training.config import user_errors
-from training.data import BatchLoader
-from training.shards import TokenStream, open_tokens
+from tokens.data import BatchLoader
+from tokens.shards import TokenStream, open_tokens
 
 VOCAB_SIZE = 151_936
 
@@ -46,7 +47,9 @@ class BenchmarkConfig:
     write: bool = True
 
 
-def nanogpt_get_batch(path: Path, rng: torch.Generator, batch_size: int, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def nanogpt_get_batch(
+    path: Path, rng: torch.Generator, batch_size: int, block_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
     """get_batch of nanoGPT's train.py , with its memmap anew for every batch; uint32 for its uint16."""
     data = np.memmap(path, dtype=np.uint32, mode="r")
     ix = torch.randint(len(data) - block_size, (batch_size,), generator=rng)
@@ -66,8 +69,11 @@ class Nearby:
         return self.tokens.read(self.start + start, length)
 
 
-def times_ms(calls: Sequence[tuple[Callable[[int], object], Callable[[int], object]]], batches: int) -> list[list[float]]:
-    """A list for each pair (warm, measured) of calls, in turn: the time of measured(i), right after warm(i)."""
+def times_ms(
+    calls: Sequence[tuple[Callable[[int], object], Callable[[int], object]]], batches: int
+) -> list[list[float]]:
+    """A list for each pair (warm, measured) of calls, in turn: the time of measured(i), right after
+    warm(i)."""
     times: list[list[float]] = [[] for _ in calls]
     for i in range(batches):
         for (warm, measured), mine in zip(calls, times, strict=True):
@@ -83,7 +89,7 @@ def summary(times: Sequence[float]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str]) -> int:
-    with user_errors():
+    with input_errors():
         c = config_from_flags(BenchmarkConfig, argv)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train.bin")
@@ -110,7 +116,10 @@ def main(argv: Sequence[str]) -> int:
             "micro_batch, middle": ours(0.5),
             "micro_batch, end": ours(0.95),
         }
-        rows = {name: summary(times) for name, times in zip(calls, times_ms(list(calls.values()), c.batches), strict=True)}
+        rows = {
+            name: summary(times)
+            for name, times in zip(calls, times_ms(list(calls.values()), c.batches), strict=True)
+        }
 
         loader = open_loader()
         for i in range(c.batches + 2):
@@ -141,7 +150,9 @@ def main(argv: Sequence[str]) -> int:
     if c.write:
         unit = f"ms a batch of {c.batch_size} x {c.block_size} tokens, warm page cache"
         results = rows | {"bytes_held_more_after_1900_batches": grown_bytes}
-        write_result("loader", "loader.py", argv, torch.device("cpu"), unit=unit, config=asdict(c), results=results)
+        write_result(
+            "loader", "loader.py", argv, torch.device("cpu"), unit=unit, config=asdict(c), results=results
+        )
     return 0
 
 

@@ -1,14 +1,14 @@
-"""The loss over a large vocabulary, forward and backward: time, memory and error of ours (chunked), the plain one, and torch's
-F.linear_cross_entropy (torch 2.13).
+"""The loss over a large vocabulary, forward and backward: time, memory and error of ours (chunked), the
+plain one, and torch's F.linear_cross_entropy (torch 2.13).
 
     python benchmarks/loss_memory.py --write                         # 8,192 words, 2,048 tokens
     python benchmarks/loss_memory.py --write --vocab_size=151936 --tokens=1024
     python benchmarks/loss_memory.py --vocab_size=500 --tokens=64 --rounds=1      # a smoke test
 
-Each is a process of its own: features x [tokens, n_embd] and the head's weight in fp32, under bf16 autocast. Memory is the peak
-of the resident set during a step above what was there before it, the gradients of x and the weight included. The error is the
-largest difference of a gradient from the plain one in fp32, over the largest of that gradient.
-"""
+Each is a process of its own: features x [tokens, n_embd] and the head's weight in fp32, under bf16
+autocast. Memory is the peak of the resident set during a step above what was there before it, the gradients
+of x and the weight included. The error is the largest difference of a gradient from the plain one in fp32,
+over the largest of that gradient."""
 
 import sys
 from pathlib import Path
@@ -25,11 +25,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from base.errors import InputError, input_errors
 from benchmarks.contestants import CLOCKS, memory_bytes
 from benchmarks.records import config_from_flags, write_result
-from model_loss import head_loss
-from training import dist
-from training.config import user_errors
+from hardware.device import keep_freed_memory
+from operators.loss import head_loss
 
 
 @dataclass(kw_only=True)
@@ -49,7 +49,9 @@ def torchs(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torc
     # Autocast does not reach it: it is given what the others make of their inputs
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
     options = torch.nn.LinearCrossEntropyOptions(chunking_method="auto")
-    return F.linear_cross_entropy(x.flatten(0, 1).to(dtype), weight.to(dtype), targets.flatten(), options=options)
+    return F.linear_cross_entropy(
+        x.flatten(0, 1).to(dtype), weight.to(dtype), targets.flatten(), options=options
+    )
 
 
 LOSSES = {
@@ -63,7 +65,7 @@ def measure(c: BenchmarkConfig) -> dict[str, Any]:
     """Of LOSSES[c.only], in this process."""
     if c.clock == "cpu":
         torch.set_num_threads(1)
-    dist.keep_freed_memory()
+    keep_freed_memory()
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, c.tokens, c.n_embd, generator=generator).requires_grad_()
     weight = (0.02 * torch.randn(c.vocab_size, c.n_embd, generator=generator)).requires_grad_()
@@ -86,17 +88,22 @@ def measure(c: BenchmarkConfig) -> dict[str, Any]:
     exact = torch.autograd.grad(head_loss(x, weight, targets, "plain"), (x, weight))
     error = max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(grads, exact, strict=True))
     median_s, peak = statistics.median(seconds[1:]), statistics.median(extra[1:])
-    return {"ms": round(1e3 * median_s, 1), "extra GB": round(peak / 1e9, 3), "error": error, "loss": loss.item()}
+    return {
+        "ms": round(1e3 * median_s, 1),
+        "extra GB": round(peak / 1e9, 3),
+        "error": error,
+        "loss": loss.item(),
+    }
 
 
 def main(argv: Sequence[str]) -> int:
-    with user_errors():
+    with input_errors():
         c = config_from_flags(BenchmarkConfig, argv)
         for name in [c.only] if c.only else c.losses.split(","):
             if name not in LOSSES:
-                raise ValueError(f"--losses: {name!r} is none of {', '.join(LOSSES)}")
+                raise InputError(f"--losses: {name!r} is none of {', '.join(LOSSES)}")
         if "torch" in c.losses and not hasattr(F, "linear_cross_entropy"):
-            raise ValueError(
+            raise InputError(
                 f"torch {torch.__version__} has no F.linear_cross_entropy: it came with 2.13; --losses=plain,chunked"
             )
     if c.only:

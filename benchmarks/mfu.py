@@ -1,14 +1,15 @@
-"""Training speed of the large configurations on one GPU: tokens/s, MFU, share of the measured matmul rate, peak memory.
+"""Training speed of the large configurations on one GPU: tokens/s, MFU, share of the measured matmul rate,
+peak memory.
 
     python benchmarks/mfu.py --write                                       # on an H200: every row that its memory holds
     python benchmarks/mfu.py --configs=full_qwen3_1.5b --block_sizes=4096 --tokens=16384 --steps=100 --write
     python benchmarks/mfu.py --configs=full_qwen3_1.5b --fp8=tensorwise --write
     python benchmarks/mfu.py --configs=quickstart --block_sizes=64 --tokens=128 --steps=3       # a smoke test on CPU
 
-Each row is train.py itself in a process of its own, with optimizer, data (the embedded corpus, whose ids every vocabulary
-holds) and logging; `tokens` is batch_size x block_size of the one micro-batch that a step has. The rate is the median of the
-logged steps after the first third. A row that does not fit is recorded as such.
-"""
+Each row is train.py itself in a process of its own, with optimizer, data (the embedded corpus, whose ids
+every vocabulary holds) and logging; `tokens` is batch_size x block_size of the one micro-batch that a step
+has. The rate is the median of the logged steps after the first third. A row that does not fit is recorded
+as such."""
 
 import sys
 from pathlib import Path
@@ -23,9 +24,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from base.errors import InputError, input_errors
 from benchmarks.records import config_from_flags, write_result
-from training import dist
-from training.config import user_errors
+from hardware.device import select_device
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -85,20 +86,22 @@ def measure(c: BenchmarkConfig, name: str, T: int) -> dict[str, Any]:
         "matmul TFLOP/s": events[0]["hardware"]["matmul_flops_per_s"] / 1e12,
         "steps": len(steps),
         "attention_backend": events[0]["hardware"]["attention_backend"],
-        "losses": [round(e["loss"], 4) for e in logged[9::10]],  # of every tenth step: FP8 beside bf16 at equal tokens
+        "losses": [
+            round(e["loss"], 4) for e in logged[9::10]
+        ],  # of every tenth step: FP8 beside bf16 at equal tokens
     }
 
 
 def main(argv: Sequence[str]) -> int:
-    with user_errors():
+    with input_errors():
         c = config_from_flags(BenchmarkConfig, argv)
         names, lengths = c.configs.split(","), [int(T) for T in c.block_sizes.split(",")]
         for name in names:
             if not (ROOT / "config" / f"{name}.py").is_file():
-                raise ValueError(f"--configs: config/{name}.py is not there")
+                raise InputError(f"--configs: config/{name}.py is not there")
         if too_long := [T for T in lengths if T < 1 or c.tokens % T]:
-            raise ValueError(f"--tokens={c.tokens} is no multiple of --block_sizes={too_long[0]}")
-        device = dist.select_device(c.device)
+            raise InputError(f"--tokens={c.tokens} is no multiple of --block_sizes={too_long[0]}")
+        device = select_device(c.device)
     results = {}
     for name in names:
         for T in lengths:

@@ -1,10 +1,12 @@
-"""Memory and time of a training step under each strategy, on gloo ranks of this machine, beside theory, DDP and torch's ZeRO-1.
+"""Memory and time of a training step under each strategy, on gloo ranks of this machine, beside theory, DDP
+and torch's ZeRO-1.
 
     python benchmarks/parallel.py                        # writes benchmarks/results/parallel.json; Linux, about 4 minutes
     python benchmarks/parallel.py --steps=2 --n_layer=2 --n_embd=64 --vocab_size=512 --write=False     # a smoke test
 
-A step is forward, backward, clipping, AdamW (fused) and zero_grad, as in train.py, of the same sequences on every strategy;
-their losses must agree. "ddp + zero" is the rival of our ZeRO-1: DDP with torch.distributed.optim.ZeroRedundancyOptimizer.
+A step is forward, backward, clipping, AdamW (fused) and zero_grad, as in train.py, of the same sequences on
+every strategy; their losses must agree. "ddp + zero" is the rival of our ZeRO-1: DDP with
+torch.distributed.optim.ZeroRedundancyOptimizer.
 
 Memory, MB of one rank, its largest over the ranks; a process of its own for each strategy:
     parameters, gradients, optimizer    the storages held after a backward pass and between steps
@@ -13,10 +15,9 @@ Memory, MB of one rank, its largest over the ranks; a process of its own for eac
   where the backward pass begins: weights, optimizer state, what one process has there above these (activations, and
   autocast's copies of the blocks' weights), of DDP the gradients, whose buckets are always there, and of sharded models the
   gathered weights (of ZeRO-1 all, of FSDP two blocks) in place of those copies.
-Time, ms of a step: all strategies in the same processes, in turn; medians, and the median of the ratios to DDP's step of
-the same round. Every rank has its own batch and one thread; "single" is that without any exchange.
-Exits with 1 where the sharded optimizer state is not within 5 % of its share.
-"""
+Time, ms of a step: all strategies in the same processes, in turn; medians, and the median of the ratios to
+DDP's step of the same round. Every rank has its own batch and one thread; "single" is that without any
+exchange. Exits with 1 where the sharded optimizer state is not within 5 % of its share."""
 
 import sys
 from pathlib import Path
@@ -36,13 +37,14 @@ from torch import Tensor
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
+from base.errors import InputError, input_errors
 from benchmarks.records import config_from_flags, write_result
+from hardware.device import keep_freed_memory, select_dtype
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from training import dist
-from training.config import TrainConfig, user_errors
-from training.dist import World
+from training.config import TrainConfig
 from training.parallel import DDP, Strategy, build_strategy
+from training.world import World, on_ranks
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "single": {},
@@ -74,7 +76,8 @@ def meta_model(c: BenchmarkConfig) -> ConfigurableGPT:
 
 
 class DDPZero(DDP):
-    """The rival: whole weights and gradients, each rank updates some of the parameters and broadcasts them."""
+    """The rival: whole weights and gradients, each rank updates some of the parameters and broadcasts
+    them."""
 
     def optimizers(self, model: ConfigurableGPT, config: TrainConfig) -> list[torch.optim.Optimizer]:
         [whole] = super().optimizers(model, config)
@@ -84,10 +87,11 @@ class DDPZero(DDP):
 
 
 def build(name: str, world: World, c: BenchmarkConfig) -> tuple[ConfigurableGPT, list, Callable[..., float]]:
-    """(model, optimizers, step); step(after_backward) trains on this rank's batch, always the same, and returns its loss."""
+    """(model, optimizers, step); step(after_backward) trains on this rank's batch, always the same, and
+    returns its loss."""
     config = TrainConfig(**SETTINGS[name], warmup_iters=0, learning_rate=1e-4)
     device = torch.device("cpu")
-    dtype = dist.select_dtype(c.dtype, device)
+    dtype = select_dtype(c.dtype, device)
     if name == "ddp + zero":
         strategy: Strategy = DDPZero(config, world, device, dtype)
     else:
@@ -95,7 +99,9 @@ def build(name: str, world: World, c: BenchmarkConfig) -> tuple[ConfigurableGPT,
     model = meta_model(c)
     forward = strategy.wrap(model, seed=1)
     optimizers = strategy.optimizers(model, config)
-    ids = torch.randint(c.vocab_size, (c.batch_size, c.block_size + 1), generator=torch.Generator().manual_seed(world.rank))
+    ids = torch.randint(
+        c.vocab_size, (c.batch_size, c.block_size + 1), generator=torch.Generator().manual_seed(world.rank)
+    )
 
     def step(after_backward: Callable[[], None] = lambda: None) -> float:
         with strategy.gradient_sync(model, last=True):
@@ -130,7 +136,9 @@ def memory(world: World, name: str, c: BenchmarkConfig) -> dict[str, float]:
     row = {"parameters": held_mb(model.parameters())}
     step()
     step(lambda: row.update(gradients=held_mb(p.grad for p in model.parameters())))
-    states = [getattr(o, "optim", o).state for o in optimizers]  # ZeroRedundancyOptimizer wraps the one of its share
+    states = [
+        getattr(o, "optim", o).state for o in optimizers
+    ]  # ZeroRedundancyOptimizer wraps the one of its share
     row["optimizer"] = held_mb(t for state in states for entry in state.values() for t in entry.values())
     Path("/proc/self/clear_refs").write_text("5")
     step()
@@ -138,7 +146,7 @@ def memory(world: World, name: str, c: BenchmarkConfig) -> dict[str, float]:
 
 
 def times(world: World, names: Sequence[str], c: BenchmarkConfig) -> dict[str, list[float]]:
-    dist.keep_freed_memory()  # as train.py
+    keep_freed_memory()  # as train.py
     steps = {name: build(name, world, c)[2] for name in names}
     losses = {name: [step() for _ in range(2)] for name, step in steps.items()}
     for name, of_name in losses.items():
@@ -162,11 +170,15 @@ def theory(name: str, size: int, c: BenchmarkConfig, working_mb: float) -> dict[
     in_blocks = sum(p.numel() for p in model.blocks.parameters())
     shards = {"single": 1, "ddp": 1, "hybrid": 2}.get(name, size)
     whole = 1 if name == "ddp + zero" else shards  # ways in which weights and gradients are divided
-    row = {"parameters": 4 * total / whole / 1e6, "gradients": 4 * total / whole / 1e6, "optimizer": 8 * total / shards / 1e6}
+    row = {
+        "parameters": 4 * total / whole / 1e6,
+        "gradients": 4 * total / whole / 1e6,
+        "optimizer": 8 * total / shards / 1e6,
+    }
     n_blocks = {"zero1": c.n_layer, "fsdp": 2, "hybrid": 2}.get(name)
     gathered = 0.0
     if n_blocks is not None:  # the blocks in the type of the matmuls, what is outside them in fp32
-        width = dist.select_dtype(c.dtype, torch.device("cpu")).itemsize
+        width = select_dtype(c.dtype, torch.device("cpu")).itemsize
         copies = width if width < 4 else 0
         gathered = (4 * (total - in_blocks) + in_blocks * (width * n_blocks / c.n_layer - copies)) / 1e6
     buckets = row["gradients"] if name.startswith("ddp") else 0.0
@@ -174,36 +186,46 @@ def theory(name: str, size: int, c: BenchmarkConfig, working_mb: float) -> dict[
 
 
 def main(argv: Sequence[str]) -> int:
-    with user_errors():
+    with input_errors():
         c = config_from_flags(BenchmarkConfig, argv)
         if not Path("/proc/self/clear_refs").exists():
-            raise ValueError("the peak of memory is read from /proc/self: this benchmark runs on Linux")
+            raise InputError("the peak of memory is read from /proc/self: this benchmark runs on Linux")
     load_average = round(os.getloadavg()[0], 1)
     torch.set_num_threads(1)
     rows: dict[str, dict[str, Any]] = {"memory": {}, "step of 2 ranks": {}}
     failed = []
     with threshold_of_malloc():
-        single = dist.on_ranks(1, memory, "single", c)[0]
+        single = on_ranks(1, memory, "single", c)[0]
         working_mb = single["peak"] - 12 * meta_model(c).get_num_params() / 1e6
         runs = [("single", 1)] + [(name, size) for size in (2, 4) for name in SETTINGS if name != "single"]
         for name, size in runs:
             if name == "hybrid" and size != 4:
                 continue
-            of_ranks = [single] if name == "single" else dist.on_ranks(size, memory, name, c)
+            of_ranks = [single] if name == "single" else on_ranks(size, memory, name, c)
             measured = {key: max(of_rank[key] for of_rank in of_ranks) for key in single}
             expected = theory(name, size, c, working_mb)
-            rows["memory"][f"{name}, {size} rank{'s' * (size > 1)}"] = {"measured_mb": measured, "theory_mb": expected}
+            rows["memory"][f"{name}, {size} rank{'s' * (size > 1)}"] = {
+                "measured_mb": measured,
+                "theory_mb": expected,
+            }
             line = "  ".join(f"{key} {measured[key]:6.1f} ({expected[key]:6.1f})" for key in measured)
             print(f"{name:10} {size} ranks, MB (theory): {line}", flush=True)
             if name != "ddp + zero" and abs(measured["optimizer"] / expected["optimizer"] - 1) > 0.05:
                 failed.append(f"{name}, {size} ranks")
     names = [name for name in SETTINGS if name != "hybrid"]
-    taken = dist.on_ranks(2, times, names, c)[0]
+    taken = on_ranks(2, times, names, c)[0]
     for name in names:
         ratio = statistics.median(a / b for a, b in zip(taken[name], taken["ddp"], strict=True))
         rows["step of 2 ranks"][name] = row = {"step_ms": statistics.median(taken[name]), "times_ddp": ratio}
-        print(f"{name:10} 2 ranks: {row['step_ms']:7.1f} ms a step, {row['times_ddp']:.2f} times DDP's", flush=True)
-    verdict = f"not within 5 % of its share: {', '.join(failed)}" if failed else "within 5 % of 1/N on every sharded strategy"
+        print(
+            f"{name:10} 2 ranks: {row['step_ms']:7.1f} ms a step, {row['times_ddp']:.2f} times DDP's",
+            flush=True,
+        )
+    verdict = (
+        f"not within 5 % of its share: {', '.join(failed)}"
+        if failed
+        else "within 5 % of 1/N on every sharded strategy"
+    )
     print(f"optimizer state a rank: {verdict}")
     if c.write and not failed:
         write_result(

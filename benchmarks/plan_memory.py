@@ -1,18 +1,19 @@
-"""plan.py's memory beside that of train.py on CPU: every strategy and checkpointing mode, and the largest batch by running it.
+"""plan.py's memory beside that of train.py on CPU: every strategy and checkpointing mode, and the largest
+batch by running it.
 
     python benchmarks/plan_memory.py                    # writes benchmarks/results/plan_memory_cpu.json; about 30 minutes
     python benchmarks/plan_memory.py --shapes=gpt2_124m --strategies=ddp,zero1     # a part of it; the file keeps the others
     python benchmarks/plan_memory.py --shapes=tiny --largest=False --write=False
 
-Measured is the peak resident memory of rank 0, as train.py logs it, after two steps without compilation. A process holds some
-memory before there is a model (Python, torch, the processes' connections): a model of next to no size, trained under the same
-strategy, says how much, and that is added to the prediction. glibc is told to give large blocks back at once
-(MALLOC_MMAP_THRESHOLD_=65536), so that resident is what lives, as torch.cuda.max_memory_allocated counts it; train.py by itself
-keeps freed memory, which costs the "kept" that is measured once for a shape.
+Measured is the peak resident memory of rank 0, as train.py logs it, after two steps without compilation. A
+process holds some memory before there is a model (Python, torch, the processes' connections): a model of
+next to no size, trained under the same strategy, says how much, and that is added to the prediction. glibc
+is told to give large blocks back at once (MALLOC_MMAP_THRESHOLD_=65536), so that resident is what lives, as
+torch.cuda.max_memory_allocated counts it; train.py by itself keeps freed memory, which costs the "kept"
+that is measured once for a shape.
 
-For the largest batch the kernel refuses memory beyond RLIMIT_DATA. The batch that training/memory.py finds for what the limit
-leaves has to run, and one that is a tenth larger has to fail.
-"""
+For the largest batch the kernel refuses memory beyond RLIMIT_DATA. The batch that planning/memory.py finds
+for what the limit leaves has to run, and one that is a tenth larger has to fail."""
 
 import sys
 from pathlib import Path
@@ -33,10 +34,13 @@ from typing import get_type_hints
 import numpy as np
 import torch
 
-from training import dist, metrics
-from training.config import load_config, parse_flags, user_errors
-from training.memory import BatchMemory, largest_batch, step_memory
-from training.shards import ShardWriter, write_meta
+from base.cli import parse_flags
+from base.errors import InputError, input_errors
+from base.provenance import git_state, versions
+from hardware.device import device_name, keep_freed_memory
+from planning.memory import BatchMemory, largest_batch, step_memory
+from tokens.shards import ShardWriter, write_meta
+from training.config import load_config
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {  # vocabulary, flags
@@ -44,14 +48,17 @@ SHAPES = {  # vocabulary, flags
     "gpt2_124m": (50257, "config/full_gpt2_124m.py --batch_size=2 --block_size=256"),
     "qwen3_124m": (50257, "config/full_qwen3_124m.py --batch_size=2 --block_size=256"),
 }
-NEXT_TO_NOTHING = (
-    "--n_layer=2 --n_head=1 --num_key_value_heads=1 --head_dim=8 --n_embd=8 --d_ff=8 --block_size=8 --batch_size=1"
-)
+NEXT_TO_NOTHING = "--n_layer=2 --n_head=1 --num_key_value_heads=1 --head_dim=8 --n_embd=8 --d_ff=8 --block_size=8 --batch_size=1"
 COMMON = (
     "--device=cpu --dtype=bfloat16 --compile=False --max_iters=2 --warmup_iters=1 --eval_interval=100 --eval_iters=1 "
     "--log_interval=1"
 )
-STRATEGIES = {"single": "", "ddp": "", "zero1": "--use_zero1=True", "fsdp": "--use_zero1=False --use_fsdp=True"}
+STRATEGIES = {
+    "single": "",
+    "ddp": "",
+    "zero1": "--use_zero1=True",
+    "fsdp": "--use_zero1=False --use_fsdp=True",
+}
 TRAIN = "--train"  # the first flag of this file where it is train.py that gives memory back
 CHECKPOINTING = ("none", "selective", "full")
 
@@ -87,13 +94,19 @@ def train_flags(shape: str, strategy: str, checkpointing: str, dataset: Path, *m
     return [*flags.split(), f"--gradient_accumulation_steps={2 * world_size}", f"--dataset={dataset}", *more]
 
 
-def peak_bytes(flags: list[str], world_size: int, data_limit: int | None = None, keep: bool = False) -> int | None:
+def peak_bytes(
+    flags: list[str], world_size: int, data_limit: int | None = None, keep: bool = False
+) -> int | None:
     """Of rank 0 of train.py; None where it ends without a step, which only a limit may cause."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"]
     launch = launch if world_size > 1 else [sys.executable]
     env = os.environ | {"OMP_NUM_THREADS": "1"} | ({} if keep else {"MALLOC_MMAP_THRESHOLD_": "65536"})
     script = ROOT / "train.py" if keep else Path(__file__).resolve()
-    limit = None if data_limit is None else (lambda: resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit)))
+    limit = (
+        None
+        if data_limit is None
+        else (lambda: resource.setrlimit(resource.RLIMIT_DATA, (data_limit, data_limit)))
+    )
     with tempfile.TemporaryDirectory() as out_dir:
         command = [*launch, str(script), *([] if keep else [TRAIN]), *flags, f"--out_dir={out_dir}"]
         run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, preexec_fn=limit)
@@ -120,12 +133,34 @@ def compare_peaks(shape: str, strategies: Sequence[str], dataset: Path) -> list[
         for checkpointing in CHECKPOINTING:
             flags = train_flags(shape, strategy, checkpointing, dataset)
             need, measured = predicted(flags, world_size), peak_bytes(flags, world_size)
-            kept = peak_bytes(flags, world_size, keep=True) if (strategy, checkpointing) == ("single", "none") else None
-            row = {"shape": shape, "strategy": strategy, "processes": world_size, "activation_checkpointing": checkpointing}
-            row |= {"process_gb": base / 1e9, "predicted_gb": (base + need) / 1e9, "measured_gb": measured / 1e9}
+            kept = (
+                peak_bytes(flags, world_size, keep=True)
+                if (strategy, checkpointing) == ("single", "none")
+                else None
+            )
+            row = {
+                "shape": shape,
+                "strategy": strategy,
+                "processes": world_size,
+                "activation_checkpointing": checkpointing,
+            }
+            row |= {
+                "process_gb": base / 1e9,
+                "predicted_gb": (base + need) / 1e9,
+                "measured_gb": measured / 1e9,
+            }
             row["measured_with_kept_gb"] = kept and kept / 1e9
-            rows.append(row | {"error": (base + need) / measured - 1, "error_without_process": need / (measured - base) - 1})
-            print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()), flush=True)
+            rows.append(
+                row
+                | {
+                    "error": (base + need) / measured - 1,
+                    "error_without_process": need / (measured - base) - 1,
+                }
+            )
+            print(
+                " ".join(f"{k}={v:.3f}" if isinstance(v, float) else str(v) for k, v in rows[-1].items()),
+                flush=True,
+            )
     return rows
 
 
@@ -148,14 +183,20 @@ def confirm_largest(shape: str, dataset: Path, limit: int) -> dict[str, object]:
 
 
 def main(argv: Sequence[str]) -> int:
-    with user_errors():
+    with input_errors():
         words, flags = parse_flags(argv, get_type_hints(BenchmarkConfig))
         options = BenchmarkConfig(**flags)
         strategies = [name for name in options.strategies.split(",") if name != "none"]
-        if words or not set(options.shapes.split(",")) <= set(SHAPES) or not set(strategies) <= set(STRATEGIES):
+        if (
+            words
+            or not set(options.shapes.split(",")) <= set(SHAPES)
+            or not set(strategies) <= set(STRATEGIES)
+        ):
             known = f"some of {','.join(SHAPES)} and of {','.join(STRATEGIES)} (or none)"
-            raise ValueError(f"--shapes={options.shapes} --strategies={options.strategies} {' '.join(words)}: {known}")
-    git = metrics.git_state()  # now: the checkout may move while this runs
+            raise InputError(
+                f"--shapes={options.shapes} --strategies={options.strategies} {' '.join(words)}: {known}"
+            )
+    git = git_state()  # now: the checkout may move while this runs
     origin = {"command": " ".join(["python benchmarks/plan_memory.py", *argv]), "git": git}
     peaks, largest = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -170,8 +211,8 @@ def main(argv: Sequence[str]) -> int:
         result = {
             "peaks": merged(before["peaks"], [row | origin for row in peaks]),
             "largest_batch": merged(before["largest_batch"], [row | origin for row in largest]),
-            "device": dist.device_name(torch.device("cpu")),
-            "versions": metrics.versions(),
+            "device": device_name(torch.device("cpu")),
+            "versions": versions(),
         }
         file.write_text(json.dumps(result, indent=2) + "\n")
     return 0
@@ -185,7 +226,7 @@ def merged(before: list[dict[str, object]], rows: list[dict[str, object]]) -> li
 
 if __name__ == "__main__":
     if sys.argv[1:2] == [TRAIN]:
-        dist.keep_freed_memory = lambda: False
+        keep_freed_memory = lambda: False
         sys.argv[:2] = [str(ROOT / "train.py")]
         runpy.run_path(sys.argv[0], run_name="__main__")
     raise SystemExit(main(sys.argv[1:]))

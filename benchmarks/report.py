@@ -1,4 +1,5 @@
-"""Writes the tables of docs/PERFORMANCE.md, between its markers <!-- table NAME --> and <!-- end -->, from results/*.json.
+"""Writes the tables of docs/PERFORMANCE.md, between its markers <!-- table NAME --> and <!-- end -->, from
+results/*.json.
 
 python benchmarks/report.py
 """
@@ -18,7 +19,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 SETTINGS = {"same": "one allocator setting for all", "started": "each as its users start it"}
 CLOCKS = {"wall": "wall clock", "cpu": "processor time of one thread a side, on a machine with other work"}
 
-# What our best mode over the peers' best was to be, by vocabulary, setting and precision: at least, and hoped for
+# What our best mode over the peers' best was to be, by vocabulary, setting and precision: at least, and
+# hoped for
 ASKED = {
     (8192, "same", "bf16"): (1.15, 1.3),
     (8192, "same", "fp32"): (1.5, None),
@@ -39,7 +41,9 @@ def table(header: list[str], rows: list[list[str]]) -> list[str]:
 
 def source(file: Path, record: dict[str, Any]) -> str:
     commit = record["git"]["commit"][:7] if record["git"] else "no commit"
-    return f"{record['device']}: `{record['command']}` ([result](../benchmarks/results/{file.name}), {commit})."
+    return (
+        f"{record['device']}: `{record['command']}` ([result](../benchmarks/results/{file.name}), {commit})."
+    )
 
 
 def train_steps() -> list[str]:
@@ -55,14 +59,21 @@ def train_steps() -> list[str]:
         rows, bests = [], {}
         for mode, r in record["results"].items():
             rate = r["matmul GFLOP/s"]
-            cells = [f"{r['tokens/s'][n]:,} ({r['of matmul rate'][n]:.0%}, {r['extra GB'][n]:.2f} GB)" for n in names]
-            most = r["tokens/s"]["nanofoundry"] / r["of matmul rate"]["nanofoundry"]  # were a step its matmuls alone
+            cells = [
+                f"{r['tokens/s'][n]:,} ({r['of matmul rate'][n]:.0%}, {r['extra GB'][n]:.2f} GB)"
+                for n in names
+            ]
+            most = (
+                r["tokens/s"]["nanofoundry"] / r["of matmul rate"]["nanofoundry"]
+            )  # were a step its matmuls alone
             rows.append([mode, f"{rate} GFLOP/s: {most:,.0f}", *cells, f"{min(r['ratio'].values()):.2f}"])
             precision = mode.split()[0]
             for kind, group in (("ours", names[:1]), ("theirs", names[1:])):
                 best = max(r["tokens/s"][n] for n in group)
                 bests[precision, kind] = max(best, bests.get((precision, kind), 0))
-        lines += table(["mode", "matmul rate: tokens/s at most", *names, "ratio to the best peer"], rows) + [""]
+        lines += table(["mode", "matmul rate: tokens/s at most", *names, "ratio to the best peer"], rows) + [
+            ""
+        ]
         ratios = {p: bests[p, "ours"] / bests[p, "theirs"] for p, kind in bests if kind == "ours"}
         said = [f"{p} {ratio:.2f}{asked(c, p, ratio)}" for p, ratio in ratios.items()]
         lines += [f"Our best mode over the peers' best: {', '.join(said)}.", ""]
@@ -71,7 +82,11 @@ def train_steps() -> list[str]:
 
 def asked(config: dict[str, Any], precision: str, ratio: float) -> str:
     least, hoped = ASKED.get((config["vocab_size"], config["setting"], precision), (None, None))
-    bounds = [f"{name} {b}: {'' if ratio >= b else 'not '}reached" for name, b in (("floor", least), ("goal", hoped)) if b]
+    bounds = [
+        f"{name} {b}: {'' if ratio >= b else 'not '}reached"
+        for name, b in (("floor", least), ("goal", hoped))
+        if b
+    ]
     return f" ({'; '.join(bounds)})" if bounds else ""
 
 
@@ -80,7 +95,10 @@ def losses() -> list[str]:
     for file, record in results("loss_cpu_*.json"):
         c = record["config"]
         how = "compiled" if c["compile"] else "eager"
-        lines += [f"{c['vocab_size']:,} words, {c['tokens']:,} tokens, {how}; {CLOCKS[c['clock']]}. {source(file, record)}", ""]
+        lines += [
+            f"{c['vocab_size']:,} words, {c['tokens']:,} tokens, {how}; {CLOCKS[c['clock']]}. {source(file, record)}",
+            "",
+        ]
         rows = [
             [name, f"{r['loss']:.4f}", f"{r['ms']:,.0f}", f"{r['extra GB']:.2f}", f"{r['error']:.1e}"]
             for name, r in record["results"].items()
@@ -101,11 +119,15 @@ def attention() -> list[str]:
     lines = []
     for file, record in results("attention_*.json"):
         shapes = record["results"]
-        lines += [f"ms of a forward and backward pass, {record['config']['dtype']}. {source(file, record)}", ""]
+        lines += [
+            f"ms of a forward and backward pass, {record['config']['dtype']}. {source(file, record)}",
+            "",
+        ]
         names = list(next(iter(shapes.values())))
         cell = lambda row: row.get("cannot") or f"{row['ms']:,.2f} ({row['GFLOP/s']:,} GFLOP/s)"  # noqa: E731
         lines += table(
-            ["B x H:K x T x D", *names], [[shape, *(cell(rows[n]) for n in names)] for shape, rows in shapes.items()]
+            ["B x H:K x T x D", *names],
+            [[shape, *(cell(rows[n]) for n in names)] for shape, rows in shapes.items()],
         )
         lines += [""]
     return lines
@@ -115,7 +137,13 @@ def time_to_loss() -> list[str]:
     lines = []
     for file, record in results("time_to_loss.json"):
         rows = [
-            [name, f"{r['params']:,}", f"{r['tokens']:,}", f"{r['seconds']:,.0f}", f"{r['val bits per byte']:.3f}"]
+            [
+                name,
+                f"{r['params']:,}",
+                f"{r['tokens']:,}",
+                f"{r['seconds']:,.0f}",
+                f"{r['val bits per byte']:.3f}",
+            ]
             for name, r in record["results"].items()
         ]
         ours, theirs = (record["results"][name] for name in ("nanofoundry", "nanoGPT"))
@@ -123,7 +151,9 @@ def time_to_loss() -> list[str]:
         better = ours["val bits per byte"] <= theirs["val bits per byte"]
         reached = "reached" if in_time and better else "not reached"
         lines += [source(file, record), ""]
-        lines += table(["recipe", "parameters", "tokens", "seconds of training", "validation bits per byte"], rows)
+        lines += table(
+            ["recipe", "parameters", "tokens", "seconds of training", "validation bits per byte"], rows
+        )
         lines += ["", f"Its quality is {reached} in {ours['seconds'] / theirs['seconds']:.2f} of its time."]
     return lines
 
@@ -140,7 +170,9 @@ def strategies() -> list[str]:
     rows = []
     for name, memory in record["results"]["memory"].items():
         cells = [f"{memory['measured_mb'][k]:,.0f}" for k in ("parameters", "gradients")]
-        cells += [f"{memory['measured_mb'][k]:,.0f} ({memory['theory_mb'][k]:,.0f})" for k in ("optimizer", "peak")]
+        cells += [
+            f"{memory['measured_mb'][k]:,.0f} ({memory['theory_mb'][k]:,.0f})" for k in ("optimizer", "peak")
+        ]
         step = None if name.endswith("4 ranks") else steps[name.split(",")[0]]
         cells += [f"{step['step_ms']:,.0f}", f"{step['times_ddp']:.2f}"] if step else ["", ""]
         rows.append([name, *cells])
@@ -166,14 +198,19 @@ def gpu() -> list[str]:
     for file, record in results("mfu_*.json"):
         c = record["config"]
         precision = "bf16" if c["fp8"] == "none" else f"FP8 ({c['fp8']})"
-        lines += [f"{precision}, {c['tokens']:,} tokens a step, {c['steps']} steps. {source(file, record)}", ""]
+        lines += [
+            f"{precision}, {c['tokens']:,} tokens a step, {c['steps']} steps. {source(file, record)}",
+            "",
+        ]
         rows = []
         for name, r in record["results"].items():
             if "failed" in r:
                 rows.append([name, r["failed"], "", "", ""])
                 continue
             mfu = "n/a" if r["mfu"] is None else f"{r['mfu']:.1%}"
-            rows.append([name, f"{r['tokens/s']:,}", mfu, f"{r['of matmul rate']:.0%}", f"{r['memory GB']:.1f}"])
+            rows.append(
+                [name, f"{r['tokens/s']:,}", mfu, f"{r['of matmul rate']:.0%}", f"{r['memory GB']:.1f}"]
+            )
         lines += table(["", "tokens/s", "MFU", "of the matmul rate", "GB"], rows) + [""]
     return lines or ["No figure is stored: no GPU has been had yet."]
 
@@ -184,7 +221,11 @@ def tuning() -> list[str]:
     for search in record["searches"]:
         lines += [f"`{search['command']}`: {search['unit']}. {search['device']}.", ""]
         rows = [
-            [f"`{r['flags']}`", f"{r['seconds']:.0f}" if "seconds" in r else "", f"{r['val_bits_per_byte']:.3f}"]
+            [
+                f"`{r['flags']}`",
+                f"{r['seconds']:.0f}" if "seconds" in r else "",
+                f"{r['val_bits_per_byte']:.3f}",
+            ]
             for r in search["results"]
         ]
         lines += table(["flags", "seconds", "validation bits per byte"], rows) + [""]

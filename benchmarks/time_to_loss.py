@@ -1,14 +1,15 @@
-"""Time to quality: how long our quickstart's recipe takes to the held-out bits per byte that nanoGPT's has after some minutes.
+"""Time to quality: how long our quickstart's recipe takes to the held-out bits per byte that nanoGPT's has
+after some minutes.
 
     python benchmarks/time_to_loss.py --write                     # 3 minutes of nanoGPT's recipe, then ours in a third of them
     python benchmarks/time_to_loss.py --seconds=2 --eval_tokens=2048 # a smoke test
 
-Both train by train.py on the embedded corpus with the same seed, tokenizer and evaluation windows, at the same number of
-parameters (4,753,664 and 4,753,536). nanoGPT's recipe is its gpt2 architecture with AdamW in fp32 and the hyperparameters of
-its README for a CPU and of config/train_shakespeare_char.py: 12 x 64 tokens a step, 1e-3 -> 1e-4 by cosine, beta2 0.99, 100
-steps of warm-up. Ours is config/quickstart.py with its schedule stretched to the time. Steps are chosen from the speed of a
-run before, so that each schedule ends at its time; the clock of both is train.py's, which stands still during evaluations.
-"""
+Both train by train.py on the embedded corpus with the same seed, tokenizer and evaluation windows, at the
+same number of parameters (4,753,664 and 4,753,536). nanoGPT's recipe is its gpt2 architecture with AdamW in
+fp32 and the hyperparameters of its README for a CPU and of config/train_shakespeare_char.py: 12 x 64 tokens
+a step, 1e-3 -> 1e-4 by cosine, beta2 0.99, 100 steps of warm-up. Ours is config/quickstart.py with its
+schedule stretched to the time. Steps are chosen from the speed of a run before, so that each schedule ends
+at its time; the clock of both is train.py's, which stands still during evaluations."""
 
 import sys
 from pathlib import Path
@@ -24,8 +25,8 @@ from typing import Any
 
 import torch
 
+from base.errors import InputError, input_errors
 from benchmarks.records import config_from_flags, write_result
-from training.config import user_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = "config/quickstart.py"
@@ -65,7 +66,9 @@ class BenchmarkConfig:
     write: bool = False
 
 
-def run(words: list[str], flags: dict[str, Any], c: BenchmarkConfig, steps: int, tokens: int) -> dict[str, Any]:
+def run(
+    words: list[str], flags: dict[str, Any], c: BenchmarkConfig, steps: int, tokens: int
+) -> dict[str, Any]:
     """One run of train.py with so many steps; `tokens` of a micro-batch."""
     with tempfile.TemporaryDirectory() as folder:
         flags = flags | {
@@ -96,11 +99,14 @@ def run(words: list[str], flags: dict[str, Any], c: BenchmarkConfig, steps: int,
 def timed(
     words: list[str], flags: dict[str, Any], c: BenchmarkConfig, seconds: tuple[float, float], tokens: int
 ) -> dict[str, Any]:
-    """A run whose schedule ends between these seconds of training; the machine's speed changes, so that it may take a few."""
+    """A run whose schedule ends between these seconds of training; the machine's speed changes, so that it
+    may take a few."""
     least, most = seconds
     done = run(words, flags, c, 20, tokens)
     for _ in range(ATTEMPTS):
-        done = run(words, flags, c, max(2, round(done["steps"] * (least + most) / 2 / done["seconds"])), tokens)
+        done = run(
+            words, flags, c, max(2, round(done["steps"] * (least + most) / 2 / done["seconds"])), tokens
+        )
         if least <= done["seconds"] <= most:
             break
         print(f"{done['seconds']:.0f} s are not between {least:.0f} and {most:.0f}: once more", flush=True)
@@ -108,10 +114,10 @@ def timed(
 
 
 def main(argv: Sequence[str]) -> int:
-    with user_errors():
+    with input_errors():
         c = config_from_flags(BenchmarkConfig, argv)
         if not c.seconds > 0 or not 0 < c.share <= 1:
-            raise ValueError(f"--seconds={c.seconds} must be positive and --share={c.share} in (0, 1]")
+            raise InputError(f"--seconds={c.seconds} must be positive and --share={c.share} in (0, 1]")
     results = {"nanoGPT": timed([], NANOGPT, c, (0.95 * c.seconds, 1.1 * c.seconds), 12 * 64)}
     print(f"nanoGPT's recipe: {results['nanoGPT']}", flush=True)
     most = c.share * results["nanoGPT"]["seconds"]
@@ -121,7 +127,9 @@ def main(argv: Sequence[str]) -> int:
     reached = a["val bits per byte"] <= b["val bits per byte"]
     print(f"{'reached' if reached else 'not reached'} in {a['seconds'] / b['seconds']:.2f} of the time")
     if c.write:
-        write_result("time_to_loss", "time_to_loss.py", argv, torch.device("cpu"), config=asdict(c), results=results)
+        write_result(
+            "time_to_loss", "time_to_loss.py", argv, torch.device("cpu"), config=asdict(c), results=results
+        )
     return 0
 
 

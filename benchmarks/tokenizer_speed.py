@@ -1,12 +1,13 @@
-"""From .jsonl.zst to finished shards with Qwen3's tokenizer, end to end, beside `datasets.map` as the seed plan writes it.
+"""From .jsonl.zst to finished shards with Qwen3's tokenizer, end to end, beside `datasets.map` as the seed
+plan writes it.
 
     python benchmarks/tokenizer_speed.py                 # writes benchmarks/results/tokenizer_speed.json
     python benchmarks/tokenizer_speed.py --small_mb=4 --large_mb=8 --rival_mb=1 --engine_mb=2 --write=False    # a smoke test
 
-The corpus is the text files of this Python and its packages, cut to documents of 8,000 characters; a larger one repeats them
-in another order. Rates are megabytes of text a second; whole commands are timed, start of the processes and loading of the
-tokenizer included. Peak memory is that of the process tree, pages that are shared counted once (PSS).
-"""
+The corpus is the text files of this Python and its packages, cut to documents of 8,000 characters; a larger
+one repeats them in another order. Rates are megabytes of text a second; whole commands are timed, start of
+the processes and loading of the tokenizer included. Peak memory is that of the process tree, pages that are
+shared counted once (PSS)."""
 
 import sys
 from pathlib import Path
@@ -29,9 +30,10 @@ from typing import get_type_hints
 
 import numpy as np
 
+from base.cli import parse_flags
+from base.errors import InputError, input_errors
 from tokenization import engines
 from tokenization.tokenizers import find_tokenizer
-from training.config import parse_flags, user_errors
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -67,7 +69,9 @@ class BenchmarkConfig:
 
 def documents() -> Iterator[str]:
     """Pieces of text files, in the order of their paths; without end: later rounds have another order."""
-    files = sorted(p for p in Path(sysconfig.get_paths()["stdlib"]).rglob("*") if p.suffix in SUFFIXES and p.is_file())
+    files = sorted(
+        p for p in Path(sysconfig.get_paths()["stdlib"]).rglob("*") if p.suffix in SUFFIXES and p.is_file()
+    )
     purelib = Path(sysconfig.get_paths()["purelib"])
     files += sorted(p for p in purelib.rglob("*") if p.suffix in SUFFIXES and p.is_file())
     while True:
@@ -119,7 +123,12 @@ def run(command: list[str]) -> tuple[float, int, str]:
 def ours(folder: Path, name: str, megabytes: int, tokenizer: Path, workers: int) -> dict:
     corpus = folder / f"{name}.jsonl.zst"
     n_bytes = write_corpus(corpus, megabytes)
-    command = ["data/custom/prepare.py", f"--source={corpus}", f"--tokenizer={tokenizer}", f"--out_dir={folder / name}"]
+    command = [
+        "data/custom/prepare.py",
+        f"--source={corpus}",
+        f"--tokenizer={tokenizer}",
+        f"--out_dir={folder / name}",
+    ]
     seconds, peak, text = run([sys.executable, *command, f"--workers={workers}"])
     parts = re.search(r"([\d.]+) s; summed over processes: (.*)", text)
     return {
@@ -138,9 +147,22 @@ def ours(folder: Path, name: str, megabytes: int, tokenizer: Path, workers: int)
 def rival(folder: Path, megabytes: int, tokenizer: Path) -> dict:
     corpus = folder / "rival.jsonl.zst"
     n_bytes = write_corpus(corpus, megabytes)
-    command = [sys.executable, "-c", RIVAL, str(corpus), str(tokenizer), str(folder / "cache"), str(folder / "rival.bin")]
+    command = [
+        sys.executable,
+        "-c",
+        RIVAL,
+        str(corpus),
+        str(tokenizer),
+        str(folder / "cache"),
+        str(folder / "rival.bin"),
+    ]
     seconds, peak, _ = run(command)
-    return {"text_mb": n_bytes / 1e6, "seconds": seconds, "mb_per_s": n_bytes / 1e6 / seconds, "peak_memory_mb": peak / 1e6}
+    return {
+        "text_mb": n_bytes / 1e6,
+        "seconds": seconds,
+        "mb_per_s": n_bytes / 1e6 / seconds,
+        "peak_memory_mb": peak / 1e6,
+    }
 
 
 def engine_rates(megabytes: int, tokenizer_json: bytes) -> dict:
@@ -163,16 +185,22 @@ def engine_rates(megabytes: int, tokenizer_json: bytes) -> dict:
             reference = ids
         size = sum(len(text.encode()) for text in part)
         agrees = bool(np.array_equal(ids[: len(reference)], reference))
-        difference = engines.first_difference(encode, engines.ENGINES["tokenizers"](tokenizer_json), engines.HARD_CASES)
-        result[name] = {"mb_per_s": size / 1e6 / seconds, "same_ids": agrees, "same_ids_on_hard_cases": difference is None}
+        difference = engines.first_difference(
+            encode, engines.ENGINES["tokenizers"](tokenizer_json), engines.HARD_CASES
+        )
+        result[name] = {
+            "mb_per_s": size / 1e6 / seconds,
+            "same_ids": agrees,
+            "same_ids_on_hard_cases": difference is None,
+        }
     return result
 
 
 def main() -> None:
-    with user_errors():
+    with input_errors():
         words, flags = parse_flags(sys.argv[1:], get_type_hints(BenchmarkConfig))
         if words:
-            raise ValueError(f"{words[0]!r} is no flag")
+            raise InputError(f"{words[0]!r} is no flag")
         c = BenchmarkConfig(**flags)
     os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     os.chdir(ROOT)

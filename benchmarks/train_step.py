@@ -1,4 +1,5 @@
-"""A training step of ours beside transformers, a GPT-2 of the same size, and litgpt: same shape, weights, data and dtype.
+"""A training step of ours beside transformers, a GPT-2 of the same size, and litgpt: same shape, weights,
+data and dtype.
 
     python benchmarks/train_step.py --write                                # 8192 words, 8 x 256 tokens, one allocator for all
     python benchmarks/train_step.py --write --setting=started              # each as its users start it
@@ -6,13 +7,13 @@
     python benchmarks/train_step.py --vs=hf --modes="bf16 compiled" --rounds=3 --n_layer=2 --n_embd=64 --n_head=2 \
         --num_key_value_heads=1 --d_ff=128 --vocab_size=512                # a smoke test
 
-Each side is a process of its own (contestants.py). They are there at the same time and step in turn, so that a disturbance of
-the machine meets all; between the rounds the matmul rate is measured. setting=same gives every side glibc's large-block
-setting that train.py gives itself; setting=started gives the rivals none. The peers' best mode is what ours is compared with.
-litgpt wants another huggingface_hub than transformers, which its model does not use: pip install --no-deps litgpt lightning
-lightning-utilities torchmetrics pytorch-lightning jsonargparse typeshed_client.
-clock=cpu counts the processor time of one thread a side: for a machine that is not alone, where seconds say little.
-"""
+Each side is a process of its own (contestants.py). They are there at the same time and step in turn, so
+that a disturbance of the machine meets all; between the rounds the matmul rate is measured. setting=same
+gives every side glibc's large-block setting that train.py gives itself; setting=started gives the rivals
+none. The peers' best mode is what ours is compared with. litgpt wants another huggingface_hub than
+transformers, which its model does not use: pip install --no-deps litgpt lightning lightning-utilities
+torchmetrics pytorch-lightning jsonargparse typeshed_client. clock=cpu counts the processor time of one
+thread a side: for a machine that is not alone, where seconds say little. """
 
 import sys
 from pathlib import Path
@@ -31,12 +32,12 @@ from typing import Any, Literal
 
 import torch
 
+from base.errors import InputError, MissingPackage, input_errors
 from benchmarks.contestants import CLOCKS
 from benchmarks.records import config_from_flags, write_result
 from inference.hf import save_hf
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from training.config import user_errors
 from training.flops import flops_per_token
 
 ALLOCATOR = {  # what keep_freed_memory sets, as environment variables of glibc
@@ -72,7 +73,7 @@ class BenchmarkConfig:
         for name, known in (("vs", ("hf", "nanogpt_shape", "litgpt")), ("modes", MODES)):
             for word in getattr(self, name).split(","):
                 if word not in known:
-                    raise ValueError(f"--{name}: {word!r} is none of {', '.join(known)}")
+                    raise InputError(f"--{name}: {word!r} is none of {', '.join(known)}")
 
 
 class Side:
@@ -83,9 +84,22 @@ class Side:
         if c.setting == "same":
             environment |= ALLOCATOR
         shape = json.dumps({k: getattr(c, k) for k in (*SHAPE, "batch_size")})
-        command = [sys.executable, str(Path(__file__).with_name("contestants.py")), name, shape, folder, mode, c.clock]
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("contestants.py")),
+            name,
+            shape,
+            folder,
+            mode,
+            c.clock,
+        ]
         self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         )
         self.name = name
         self.answers: list[dict[str, Any]] = []
@@ -95,7 +109,9 @@ class Side:
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line.startswith("{"):
-            raise RuntimeError(f"{self.name} ended: run benchmarks/contestants.py by itself to see why. {line}")
+            raise RuntimeError(
+                f"{self.name} ended: run benchmarks/contestants.py by itself to see why. {line}"
+            )
         self.answers.append(json.loads(line))
         return self.answers[-1]
 
@@ -140,21 +156,32 @@ def compare(c: BenchmarkConfig, mode: str, folder: str) -> dict[str, Any]:
     needed, rate = tokens * flops_per_token(config), 2 * 1024**3 / statistics.median(products)
     return {
         "tokens/s": {name: round(tokens / s) for name, s in medians.items()},
-        "extra GB": {s.name: round(statistics.median(a["extra_bytes"] for a in s.answers[3:]) / 1e9, 3) for s in sides},
+        "extra GB": {
+            s.name: round(statistics.median(a["extra_bytes"] for a in s.answers[3:]) / 1e9, 3) for s in sides
+        },
         "matmul GFLOP/s": round(rate / 1e9),
         "of matmul rate": {name: round(needed / s / rate, 3) for name, s in medians.items()},
-        "ratio": {n: statistics.median(b / a for a, b in zip(times["nanofoundry"], times[n], strict=True)) for n in names[1:]},
+        "ratio": {
+            n: statistics.median(b / a for a, b in zip(times["nanofoundry"], times[n], strict=True))
+            for n in names[1:]
+        },
         "losses": {name: round(values[-1], 4) for name, values in losses.items()},
         "load average": os.getloadavg()[0],
     }
 
 
 def main(argv: Sequence[str]) -> int:
-    with user_errors():
+    with input_errors():
         c = config_from_flags(BenchmarkConfig, argv)
-        for name, package in (("litgpt", "litgpt"), ("hf", "transformers"), ("nanogpt_shape", "transformers")):
+        for name, package in (
+            ("litgpt", "litgpt"),
+            ("hf", "transformers"),
+            ("nanogpt_shape", "transformers"),
+        ):
             if name in c.vs.split(",") and find_spec(package) is None:
-                raise ImportError(f"--vs={name} needs the package {package}: install it or leave {name} out of --vs")
+                raise MissingPackage(
+                    f"--vs={name} needs the package {package}: install it or leave {name} out of --vs"
+                )
     if c.clock == "cpu":
         torch.set_num_threads(1)
     results: dict[str, Any] = {}
@@ -170,7 +197,9 @@ def main(argv: Sequence[str]) -> int:
             )
             if c.write:  # after every mode: what is measured is not lost
                 name = f"train_step_cpu_{c.vocab_size}_{c.setting}"
-                write_result(name, "train_step.py", argv, torch.device("cpu"), config=asdict(c), results=results)
+                write_result(
+                    name, "train_step.py", argv, torch.device("cpu"), config=asdict(c), results=results
+                )
     return 0
 
 

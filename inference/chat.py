@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from base.errors import InputError, MissingPackage
 from inference.generate import Sampling
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 
@@ -41,33 +42,40 @@ class ChatTemplate:
         return "enable_thinking" in self.source and self.end_think_id is not None
 
     def render(self, messages: Sequence[Mapping[str, str]], thinking: bool | None = None) -> str:
-        """The prompt up to where the assistant speaks. `thinking` None leaves enable_thinking unset, which is on for Qwen3.
-        Raises ValueError where the template is not Jinja or refuses the messages."""
+        """The prompt up to where the assistant speaks. `thinking` None leaves enable_thinking unset, which
+        is on for Qwen3. Raises InputError where the template is not Jinja or refuses the messages."""
         try:
             import jinja2
             from jinja2.ext import loopcontrols
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError as error:
-            raise ImportError("a chat template needs the package jinja2: pip install jinja2") from error
+            raise MissingPackage("a chat template needs the package jinja2: pip install jinja2") from error
 
         def raise_exception(message: str) -> None:
             raise jinja2.TemplateError(message)
 
-        # The environment of transformers' apply_chat_template, which templates are written for; the sandbox runs no code
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+        # The environment of transformers' apply_chat_template, which templates are written for; the sandbox
+        # runs no code
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        environment.filters["tojson"] = lambda value, **options: json.dumps(
+            value, ensure_ascii=False, **options
+        )
         environment.globals["raise_exception"] = raise_exception
         flags = {} if thinking is None else {"enable_thinking": thinking}
         try:
             template = environment.from_string(self.source)
-            return template.render(messages=messages, add_generation_prompt=True, **self.special_tokens, **flags)
+            return template.render(
+                messages=messages, add_generation_prompt=True, **self.special_tokens, **flags
+            )
         except Exception as error:  # a template is a program, and may fail in any way
-            raise ValueError(f"the chat template of {self.where} fails: {error}") from None
+            raise InputError(f"the chat template of {self.where} fails: {error}") from None
 
 
 def load_template(name_or_folder: str | Path) -> ChatTemplate:
-    """From chat_template.jinja or tokenizer_config.json of a tokenizer's name, folder or hub id. Raises what find_tokenizer
-    raises, and ValueError where there is no template."""
+    """From chat_template.jinja or tokenizer_config.json of a tokenizer's name, folder or hub id. Raises
+    what find_tokenizer raises, and ValueError where there is no template."""
     found = find_tokenizer(name_or_folder)
     config: dict[str, Any] = json.loads(found.companions.get("tokenizer_config.json", b"{}"))
     source = config.get("chat_template")
@@ -76,7 +84,7 @@ def load_template(name_or_folder: str | Path) -> ChatTemplate:
     if "chat_template.jinja" in found.companions:
         source = found.companions["chat_template.jinja"].decode()
     if not source:
-        raise ValueError(
+        raise InputError(
             f"{name_or_folder} has no chat template: put the chat_template.jinja of its model beside tokenizer.json; a model "
             "that was trained on documents alone does not chat"
         )

@@ -4,9 +4,9 @@
     model = load_hf("Qwen/Qwen3-0.6B")       # or a name on the hub
     save_hf(model, "exported", tokenizer="qwen3")    # AutoModelForCausalLM.from_pretrained("exported") reads it
 
-FAMILIES holds all that is particular to a family, as tables that read the same in both directions: our configuration fields
-beside theirs, our modules beside theirs. JSON and safetensors are all that is ever opened: no pickle, no remote code.
-"""
+FAMILIES holds all that is particular to a family, as tables that read the same in both directions: our
+configuration fields beside theirs, our modules beside theirs. JSON and safetensors are all that is ever
+opened: no pickle, no remote code."""
 
 import json
 import os
@@ -23,15 +23,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from base.errors import InputError, MissingFile
+from base.fields import did_you_mean
 from model_builder import ConfigurableGPT
-from model_config import ModelArchitectureConfig, did_you_mean
+from model_config import ModelArchitectureConfig
 from tokenization.tokenizers import find_tokenizer, save_tokenizer
 
-# How Hugging Face lays out one of our tensors: views of ours, one for each of theirs. A vector has no transpose.
+# How Hugging Face lays out one of our tensors: views of ours, one for each of theirs. A vector has no
+# transpose.
 LAYOUTS: dict[str, Callable[[Tensor, ModelArchitectureConfig], tuple[Tensor, ...]]] = {
     "same": lambda t, c: (t,),
     "transpose": lambda t, c: (t.t(),),  # GPT-2's Conv1D keeps [in, out]
-    "q k v": lambda t, c: t.split([n * c.head_dim for n in (c.n_head, c.num_key_value_heads, c.num_key_value_heads)]),
+    "q k v": lambda t, c: t.split(
+        [n * c.head_dim for n in (c.n_head, c.num_key_value_heads, c.num_key_value_heads)]
+    ),
     "gate up": lambda t, c: t.split([c.d_ff, c.d_ff]),
 }
 
@@ -49,11 +54,15 @@ class Family:
     prefix: str  # before every tensor but lm_head; the file of a model without a head has none
     fixed: dict[str, Any]  # our fields that all its members share
     fields: dict[str, str]  # our field -> theirs; where there are two, ours says both at once
-    defaults: dict[str, Any]  # of its config class in transformers, for what config.json may leave out; the sizes may not
+    defaults: dict[
+        str, Any
+    ]  # of its config class in transformers, for what config.json may leave out; the sizes may not
     only: dict[str, Any]  # their field -> the one value that we can express, which is also the default
     model_class: str  # of transformers
     written: dict[str, Any]  # their fields that we have no use for, as they go into config.json
-    modules: dict[str, tuple[str, ...]]  # ours -> layout and theirs, each with its weight and, where there is one, its bias
+    modules: dict[
+        str, tuple[str, ...]
+    ]  # ours -> layout and theirs, each with its weight and, where there is one, its bias
     buffers: str  # a pattern of tensors that hold no weights: old files have causal masks and frequencies
 
 
@@ -95,8 +104,8 @@ LLAMA = Family(
     buffers=r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
 )  # fmt: skip
 
-# Source: transformers 5.23, models/{gpt2,llama,qwen3}. Two options are left alone because they only change the order of a
-# sum: GPT-2's reorder_and_upcast_attn and LLaMA's pretraining_tp.
+# Source: transformers 5.23, models/{gpt2,llama,qwen3}. Two options are left alone because they only change
+# the order of a sum: GPT-2's reorder_and_upcast_attn and LLaMA's pretraining_tp.
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         prefix="transformer.",
@@ -163,7 +172,12 @@ LLAMA3_ROPE = {
     "rope_original_block_size": "original_max_position_embeddings",
 }
 
-FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors; the others are quantised, with scales that we do not read
+FLOAT_DTYPES = (
+    "F64",
+    "F32",
+    "F16",
+    "BF16",
+)  # of safetensors; the others are quantised, with scales that we do not read
 
 
 @torch.no_grad()
@@ -177,20 +191,20 @@ def load_hf(
 ) -> ConfigurableGPT:
     """The model in a folder of Hugging Face's layout, or under a name on its hub, in `dtype` on `device`.
 
-    The weights go over tensor by tensor, so that never more than one of them is held twice. Dropout is 0.0 whatever
-    config.json says: it belongs to a training run, not to the weights. `wanted` builds that architecture instead, which may
-    differ from config.json's only in what no weight depends on. `into` is filled instead of a new model, each parameter by
-    assign(parameter, values): the values are whole, the parameter may be a shard. Raises ValueError, in one line, for a
-    model_type or an option that we cannot express, for a missing, unexpected, misshapen or quantised tensor, for a tied
-    lm_head that differs from the embedding, for a damaged file, for weights that are not safetensors, and where the hub
-    gives nothing.
-    """
+    The weights go over tensor by tensor, so that never more than one of them is held twice. Dropout is 0.0
+    whatever config.json says: it belongs to a training run, not to the weights. `wanted` builds that
+    architecture instead, which may differ from config.json's only in what no weight depends on. `into` is
+    filled instead of a new model, each parameter by assign(parameter, values): the values are whole, the
+    parameter may be a shard. Raises InputError, in one line, for a model_type or an option that we cannot
+    express, for a missing, unexpected, misshapen or quantised tensor, for a tied lm_head that differs from
+    the embedding, for a damaged file, for weights that are not safetensors, and where the hub gives
+    nothing."""
     folder = find_folder(dir_or_id)
     hf_config = read_json(folder / "config.json")
     try:
         config = config_from_hf(hf_config)
     except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        raise InputError(f"{folder / 'config.json'}: {error}") from None
     if wanted is not None:
         check_same_weights(wanted, config, folder)
         config = wanted
@@ -206,8 +220,14 @@ def load_hf(
             for hf_name, view in as_hf(name, whole, family, config).items():
                 view.copy_(tensors.pop(hf_name.removeprefix(family.prefix)).read())
             head = tensors.get("lm_head.weight") if config.weight_tying else None  # stored, though tied
-            if name == "token_embedding.weight" and head is not None and not torch.equal(head.read().to(whole), whole):
-                raise ValueError(f"{head.path}: lm_head.weight differs from the token embedding, but config.json ties them")
+            if (
+                name == "token_embedding.weight"
+                and head is not None
+                and not torch.equal(head.read().to(whole), whole)
+            ):
+                raise InputError(
+                    f"{head.path}: lm_head.weight differs from the token embedding, but config.json ties them"
+                )
             if into is not None:
                 assign(p, whole)
     if model.rope is not None:
@@ -215,42 +235,50 @@ def load_hf(
     return model
 
 
-def check_same_weights(wanted: ModelArchitectureConfig, config: ModelArchitectureConfig, folder: Path) -> None:
-    """Raises ValueError, naming every difference, unless the weights of `config` serve `wanted`: dropout, backends, z_loss
-    and initialisation are free, and with RoPE so is a shorter block_size."""
+def check_same_weights(
+    wanted: ModelArchitectureConfig, config: ModelArchitectureConfig, folder: Path
+) -> None:
+    """Raises InputError, naming every difference, unless the weights of `config` serve `wanted`: dropout,
+    backends, z_loss and initialisation are free, and with RoPE so is a shorter block_size."""
     free = {"dropout", "attention_backend", "init_std", "loss_backend", "z_loss"}
     if wanted.position_encoding == "rope" and wanted.block_size <= config.block_size:
         free.add("block_size")
     theirs, ours = config.to_dict(), wanted.to_dict()
-    differing = [f"{k}={theirs[k]!r} there, {ours[k]!r} here" for k in ours if k not in free and ours[k] != theirs[k]]
+    differing = [
+        f"{k}={theirs[k]!r} there, {ours[k]!r} here" for k in ours if k not in free and ours[k] != theirs[k]
+    ]
     if differing:
-        raise ValueError(f"{folder} is another model than the configuration: {', '.join(differing)}")
+        raise InputError(f"{folder} is another model than the configuration: {', '.join(differing)}")
 
 
 def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:
-    """What a config.json of transformers 4 or 5 describes, with dropout 0.0. Raises ValueError, naming the field and its value,
-    for what we cannot express, and for a size that is not there."""
+    """What a config.json of transformers 4 or 5 describes, with dropout 0.0. Raises InputError, naming the
+    field and its value, for what we cannot express, and for a size that is not there."""
     model_type = hf_config.get("model_type")
     if str(model_type) not in FAMILIES:
-        raise ValueError(f"model_type={model_type!r} is not supported{did_you_mean(model_type, FAMILIES)}")
+        raise InputError(f"model_type={model_type!r} is not supported{did_you_mean(model_type, FAMILIES)}")
     family = FAMILIES[model_type]
     for name, value in {**family.only, "quantization_config": None}.items():
         if hf_config.get(name, value) != value:
-            raise ValueError(f"{name}={hf_config[name]!r} cannot be expressed here, only {value!r}")
+            raise InputError(f"{name}={hf_config[name]!r} cannot be expressed here, only {value!r}")
     for kind in hf_config.get("layer_types") or ():
         if kind != "full_attention":
-            raise ValueError(f"layer_types={kind!r} cannot be expressed here, only 'full_attention'")
+            raise InputError(f"layer_types={kind!r} cannot be expressed here, only 'full_attention'")
 
     ours = {**family.fixed, "dropout": 0.0}
     for name, theirs in family.fields.items():
         hf_names = theirs.split()
         values = [hf_field(hf_config, hf_name, family.defaults) for hf_name in hf_names]
         if any(value != values[0] for value in values):
-            both = " with ".join(f"{hf_name}={value!r}" for hf_name, value in zip(hf_names, values, strict=True))
-            raise ValueError(f"{both} cannot be expressed here: one {name!r} says both")
+            both = " with ".join(
+                f"{hf_name}={value!r}" for hf_name, value in zip(hf_names, values, strict=True)
+            )
+            raise InputError(f"{both} cannot be expressed here: one {name!r} says both")
         if name == "activation":
             if str(values[0]) not in ACTIVATIONS:
-                raise ValueError(f"{hf_names[0]}={values[0]!r} is not supported{did_you_mean(values[0], ACTIVATIONS)}")
+                raise InputError(
+                    f"{hf_names[0]}={values[0]!r} is not supported{did_you_mean(values[0], ACTIVATIONS)}"
+                )
             values[0] = ACTIVATIONS[values[0]]
         ours[name] = values[0]
     if ours["position_encoding"] == "rope":
@@ -259,22 +287,27 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:
 
 
 def rope_from_hf(hf_config: dict[str, Any], family: Family) -> dict[str, Any]:
-    """Our RoPE fields. transformers 5 keeps theirs in rope_parameters; 4 has rope_theta beside them and the rest in
-    rope_scaling. Where both speak, the precedence is that of convert_rope_params_to_dict in modeling_rope_utils.py."""
+    """Our RoPE fields. transformers 5 keeps theirs in rope_parameters; 4 has rope_theta beside them and the
+    rest in rope_scaling. Where both speak, the precedence is that of convert_rope_params_to_dict in
+    modeling_rope_utils.py."""
     where = "rope_scaling" if hf_config.get("rope_scaling") else "rope_parameters"
     rope = hf_config.get(where) or {}
     if not isinstance(rope, dict):
-        raise ValueError(f"{where}={rope!r} is not a dictionary")
+        raise InputError(f"{where}={rope!r} is not a dictionary")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "llama3"):
-        raise ValueError(f"rope_type={rope_type!r} in {where} cannot be expressed here, only 'default' and 'llama3'")
+        raise InputError(
+            f"rope_type={rope_type!r} in {where} cannot be expressed here, only 'default' and 'llama3'"
+        )
     partial = rope.get("partial_rotary_factor", hf_config.get("partial_rotary_factor"))
     if partial not in (None, 1.0):
-        raise ValueError(f"partial_rotary_factor={partial!r} cannot be expressed here, only 1.0")
+        raise InputError(f"partial_rotary_factor={partial!r} cannot be expressed here, only 1.0")
     scaling = LLAMA3_ROPE if rope_type == "llama3" else {}
     known = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *scaling.values())
     for name in [name for name in rope if name not in known]:
-        raise ValueError(f"{name}={rope[name]!r} in {where} cannot be expressed here with rope_type={rope_type!r}")
+        raise InputError(
+            f"{name}={rope[name]!r} in {where} cannot be expressed here with rope_type={rope_type!r}"
+        )
     theta = rope.get("rope_theta", hf_field(hf_config, "rope_theta", family.defaults))
     fields = {"rope_theta": theta, "rope_scaling": "llama3" if scaling else "none"}
     return fields | {name: hf_field(rope, hf_name, {}, f" in {where}") for name, hf_name in scaling.items()}
@@ -282,13 +315,13 @@ def rope_from_hf(hf_config: dict[str, Any], family: Family) -> dict[str, Any]:
 
 def hf_field(fields: dict[str, Any], name: str, defaults: dict[str, Any], where: str = "") -> Any:
     if name not in defaults and fields.get(name) is None:
-        raise ValueError(f"{name} is missing{where}")
+        raise InputError(f"{name} is missing{where}")
     return fields.get(name, defaults.get(name))
 
 
 def as_hf(name: str, tensor: Tensor, family: Family, config: ModelArchitectureConfig) -> dict[str, Tensor]:
-    """Our parameter `name`, or its gradient, as Hugging Face names and shapes it: views of `tensor`. To copy into them is to
-    import, to read them is to export."""
+    """Our parameter `name`, or its gradient, as Hugging Face names and shapes it: views of `tensor`. To
+    copy into them is to import, to read them is to export."""
     module, leaf = name.rsplit(".", 1)
     layer = re.search(r"\.(\d+)\.", module)
     layout, *hf_modules = family.modules[re.sub(r"\.\d+\.", ".{i}.", module)]
@@ -316,7 +349,7 @@ class StoredTensor:
         try:
             return self.file.get_tensor(self.name)
         except SafetensorError as error:
-            raise ValueError(f"{self.path} is damaged at tensor {self.name}: {error}") from None
+            raise InputError(f"{self.path} is damaged at tensor {self.name}: {error}") from None
 
 
 def open_tensors(folder: Path, family: Family, open_files: ExitStack) -> dict[str, StoredTensor]:
@@ -327,30 +360,35 @@ def open_tensors(folder: Path, family: Family, open_files: ExitStack) -> dict[st
     elif index.exists():
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not shards:
-            raise ValueError(f"{index} is damaged: it has no weight_map")
+            raise InputError(f"{index} is damaged: it has no weight_map")
         paths = [folder / file for file in sorted(set(map(str, shards.values())))]
     else:
         pickles = "; its .bin files are pickles, which are never opened" if any(folder.glob("*.bin")) else ""
-        raise ValueError(f"{folder} needs model.safetensors, or model.safetensors.index.json and its shards{pickles}")
+        raise InputError(
+            f"{folder} needs model.safetensors, or model.safetensors.index.json and its shards{pickles}"
+        )
 
     tensors: dict[str, StoredTensor] = {}
     for path in paths:
         try:
             file = open_files.enter_context(safe_open(path, framework="pt", device="cpu"))
         except FileNotFoundError:
-            raise ValueError(f"{path} is missing, but {index.name} names it") from None
+            raise InputError(f"{path} is missing, but {index.name} names it") from None
         except (SafetensorError, OSError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from None
+            raise InputError(f"{path} is damaged: {error}") from None
         for name in file.keys():  # noqa: SIM118 (not a dict)
             bare = name.removeprefix(family.prefix)
             if bare in tensors:
-                raise ValueError(f"{path}: tensor {name} is stored twice, also in {tensors[bare].path.name}")
+                raise InputError(f"{path}: tensor {name} is stored twice, also in {tensors[bare].path.name}")
             tensors[bare] = StoredTensor(name, path, file)
     return tensors
 
 
-def check_tensors(tensors: dict[str, StoredTensor], model: ConfigurableGPT, family: Family, folder: Path) -> None:
-    """Raises ValueError unless the file has every tensor of the model, in its shape, and nothing else that is a weight."""
+def check_tensors(
+    tensors: dict[str, StoredTensor], model: ConfigurableGPT, family: Family, folder: Path
+) -> None:
+    """Raises InputError unless the file has every tensor of the model, in its shape, and nothing else that
+    is a weight."""
     wanted = {}
     for name, p in model.named_parameters():
         wanted |= as_hf(name, p, family, model.config)
@@ -359,17 +397,21 @@ def check_tensors(tensors: dict[str, StoredTensor], model: ConfigurableGPT, fami
     for hf_name, view in wanted.items():
         stored = tensors.get(hf_name.removeprefix(family.prefix))
         if stored is None:
-            raise ValueError(f"{folder}: tensor {hf_name} {list(view.shape)} is missing")
+            raise InputError(f"{folder}: tensor {hf_name} {list(view.shape)} is missing")
         if stored.shape != list(view.shape):
-            raise ValueError(f"{stored.path}: tensor {stored.name} is {stored.shape}, config.json wants {list(view.shape)}")
+            raise InputError(
+                f"{stored.path}: tensor {stored.name} is {stored.shape}, config.json wants {list(view.shape)}"
+            )
         if stored.dtype not in FLOAT_DTYPES:
-            raise ValueError(
+            raise InputError(
                 f"{stored.path}: tensor {stored.name} holds {stored.dtype}, wanted one of {', '.join(FLOAT_DTYPES)}"
             )
     known = {hf_name.removeprefix(family.prefix) for hf_name in wanted}
     for name, stored in tensors.items():
         if name not in known and not re.fullmatch(family.buffers, name):
-            raise ValueError(f"{stored.path}: tensor {stored.name} {stored.shape} is unexpected: the model has no such part")
+            raise InputError(
+                f"{stored.path}: tensor {stored.name} {stored.shape} is unexpected: the model has no such part"
+            )
 
 
 def find_folder(dir_or_id: str) -> Path:
@@ -378,16 +420,20 @@ def find_folder(dir_or_id: str) -> Path:
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(dir_or_id)):  # no name that a hub could know
-        raise FileNotFoundError(f"{dir_or_id} is not a folder: check the path")
+        raise MissingFile(f"{dir_or_id} is not a folder: check the path")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ValueError(f"{dir_or_id!r} is not a folder; to ask the hub for it: pip install huggingface_hub") from None
+        raise InputError(
+            f"{dir_or_id!r} is not a folder; to ask the hub for it: pip install huggingface_hub"
+        ) from None
     try:
-        return Path(snapshot_download(str(dir_or_id), allow_patterns=["*.json", "*.jinja", "model*.safetensors"]))
+        return Path(
+            snapshot_download(str(dir_or_id), allow_patterns=["*.json", "*.jinja", "model*.safetensors"])
+        )
     except Exception as error:  # the hub's client fails with its own types, httpx's, OSError and ValueError
         reason = next(iter(str(error).splitlines()), "")
-        raise ValueError(
+        raise InputError(
             f"{dir_or_id!r} is not a folder, nor could the hub give it: {type(error).__name__}: {reason}"
         ) from None
 
@@ -396,11 +442,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing") from None
+        raise InputError(f"{path} is missing") from None
     except ValueError as error:  # bad JSON, bad UTF-8
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise InputError(f"{path} is damaged: {error}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no JSON object")
+        raise InputError(f"{path} is damaged: it holds no JSON object")
     return content
 
 
@@ -415,18 +461,18 @@ def save_hf(
     dtype: torch.dtype = torch.float32,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> Path:
-    """Writes config.json, generation_config.json, the weights in `dtype` and the tokenizer's files into folder, in the layout
-    that transformers and load_hf read. `tokenizer` is a name, folder or hub id, or an object with save_pretrained.
+    """Writes config.json, generation_config.json, the weights in `dtype` and the tokenizer's files into
+    folder, in the layout that transformers and load_hf read. `tokenizer` is a name, folder or hub id, or an
+    object with save_pretrained.
 
-    Shard by shard, so that at most max_shard_bytes of weights are held twice. Every file is complete before the first one
-    appears in folder. Raises ValueError, before anything is written, for an architecture that no class of transformers can
-    express, naming the choices in the way, for an embedding with fewer rows than the tokenizer has tokens, and what
-    find_tokenizer raises.
-    """
+    Shard by shard, so that at most max_shard_bytes of weights are held twice. Every file is complete before
+    the first one appears in folder. Raises InputError, before anything is written, for an architecture that
+    no class of transformers can express, naming the choices in the way, for an embedding with fewer rows
+    than the tokenizer has tokens, and what find_tokenizer raises."""
     hf_config = config_to_hf(model.config, dtype)
     folder = Path(folder).absolute()
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: choose a folder")
+        raise InputError(f"{folder} is a file: choose a folder")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -434,7 +480,11 @@ def save_hf(
         generation = {"do_sample": False, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
         if tokenizer is not None:
             ids = write_tokenizer(tokenizer, partial, model.config)
-            hf_config |= {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"][0], "pad_token_id": ids["pad"]}
+            hf_config |= {
+                "bos_token_id": ids["bos"],
+                "eos_token_id": ids["eos"][0],
+                "pad_token_id": ids["pad"],
+            }
             generation |= {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"], "pad_token_id": ids["pad"]}
         write_json(partial / "generation_config.json", generation)
         write_weights(model, FAMILIES[hf_config["model_type"]], partial, dtype, max_shard_bytes)
@@ -445,7 +495,11 @@ def save_hf(
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
         folder.mkdir(parents=True, exist_ok=True)
-        for stale in [folder / "config.json", *folder.glob("model*.safetensors"), folder / "model.safetensors.index.json"]:
+        for stale in [
+            folder / "config.json",
+            *folder.glob("model*.safetensors"),
+            folder / "model.safetensors.index.json",
+        ]:
             stale.unlink(missing_ok=True)
         for path in written:
             path.replace(folder / path.name)
@@ -455,12 +509,14 @@ def save_hf(
 
 
 def config_to_hf(config: ModelArchitectureConfig, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    """config.json for transformers 4 and 5, with every field of its class. A family whose members have biases, GPT-2's, also
-    expresses a model without, by biases of zero. Raises ValueError, naming the choices in the way, where no class can express
-    the architecture."""
+    """config.json for transformers 4 and 5, with every field of its class. A family whose members have
+    biases, GPT-2's, also expresses a model without, by biases of zero. Raises InputError, naming the
+    choices in the way, where no class can express the architecture."""
     ours = config.to_dict()
     differing = {
-        model_type: [n for n, value in family.fixed.items() if ours[n] != value and (n != "bias" or config.bias)]
+        model_type: [
+            n for n, value in family.fixed.items() if ours[n] != value and (n != "bias" or config.bias)
+        ]
         + [name for name, value in implied_sizes(config, family).items() if ours[name] != value]
         for model_type, family in FAMILIES.items()
     }
@@ -472,11 +528,16 @@ def config_to_hf(config: ModelArchitectureConfig, dtype: torch.dtype = torch.flo
             need = FAMILIES[nearest].fixed | implied_sizes(config, FAMILIES[nearest])
             choices = [f"{name}={ours[name]!r} where it has {need[name]!r}" for name in differing[nearest]]
             ways.append(f"{nearest}: {', '.join(choices)}")
-        raise ValueError(f"no Hugging Face class has this architecture; in the way of {'; of '.join(ways)}")
+        raise InputError(f"no Hugging Face class has this architecture; in the way of {'; of '.join(ways)}")
 
     hf_config = {"model_type": model_type, "architectures": [family.model_class]}
-    hf_config |= {"dtype": str(dtype).removeprefix("torch."), "torch_dtype": str(dtype).removeprefix("torch.")}
-    hf_config |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | family.only | family.written
+    hf_config |= {
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": str(dtype).removeprefix("torch."),
+    }
+    hf_config |= (
+        {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None} | family.only | family.written
+    )
     for name, theirs in family.fields.items():
         value = ours[name]
         if name == "activation":
@@ -503,7 +564,9 @@ def implied_sizes(config: ModelArchitectureConfig, family: Family) -> dict[str, 
     return {name: value for name, value in implied.items() if name not in family.fields}
 
 
-def write_weights(model: ConfigurableGPT, family: Family, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
+def write_weights(
+    model: ConfigurableGPT, family: Family, folder: Path, dtype: torch.dtype, max_shard_bytes: int
+) -> None:
     """model.safetensors, or shards and their index where it would be larger than max_shard_bytes."""
     ours = dict(model.named_parameters())
     if family.fixed.get("bias") and not model.config.bias:  # theirs cannot be left out, and zeros add nothing
@@ -527,25 +590,33 @@ def write_weights(model: ConfigurableGPT, family: Family, folder: Path, dtype: t
         save_file(tensors, folder / file, metadata={"format": "pt"})
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+        write_json(
+            folder / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": weight_map},
+        )
 
 
 def write_tokenizer(tokenizer: Any, folder: Path, config: ModelArchitectureConfig) -> dict[str, Any]:
-    """The tokenizer's files into folder; returns its ids `bos`, `pad` and `eos`, all that end a text, of a document first."""
+    """The tokenizer's files into folder; returns its ids `bos`, `pad` and `eos`, all that end a text, of a
+    document first."""
     if hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)
         found = find_tokenizer(folder)
     else:
         found = save_tokenizer(tokenizer, folder)
     if found.length > config.vocab_size:
-        raise ValueError(
+        raise InputError(
             f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model vocab_size={config.vocab_size} rows: "
             "it belongs to another model"
         )
     path = folder / "tokenizer_config.json"
     fields = read_json(path) if path.is_file() else {}
     # A tokenizer.json alone does not tell transformers which class reads it, nor what ends a text
-    ours = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": found.eot_token, "pad_token": found.eot_token}
+    ours = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": found.eot_token,
+        "pad_token": found.eot_token,
+    }
     ours |= {"clean_up_tokenization_spaces": False, "model_max_length": config.block_size}
     fields = ours | fields
     write_json(path, fields)

@@ -1,5 +1,5 @@
-"""A model by where it is, a run folder or Hugging Face's layout, with its tokenizer. What is wrong with names, tokenizer or
-configuration is said before any weights are read.
+"""A model by where it is, a run folder or Hugging Face's layout, with its tokenizer. What is wrong with
+names, tokenizer or configuration is said before any weights are read.
 
     found = find_model(out_dir="out-quickstart")                 # or model="Qwen/Qwen3-0.6B"
     model, tokenizer = found.load(device, torch.bfloat16), load_tokenizer(found.tokenizer)
@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from base.errors import InputError, MissingFile
 from inference.hf import config_from_hf, find_folder, load_hf, read_json
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
@@ -30,7 +31,8 @@ class FoundModel:
     begins_with_bos: bool  # where the tokenizer has one: our shards have none, what was trained elsewhere may
 
     def load(self, device: torch.device, dtype: torch.dtype) -> ConfigurableGPT:
-        """The weights in `dtype` on `device`, ready for inference. Raises what load_hf and load_weights raise."""
+        """The weights in `dtype` on `device`, ready for inference. Raises what load_hf and load_weights
+        raise."""
         if not self.is_run:
             return load_hf(self.path, self.architecture, device, dtype).eval()
         with torch.device("meta"):
@@ -50,21 +52,28 @@ def find_model(
     tokenizer: str | None = None,
     context_length: int | None = None,
 ) -> FoundModel:
-    """The newest checkpoint of out_dir that verifies, or that of `step`; where `model` is given, that folder or hub id instead.
-    `context_length` shortens block_size, and with it the tables. Raises FileNotFoundError and ValueError, in one line."""
+    """The newest checkpoint of out_dir that verifies, or that of `step`; where `model` is given, that
+    folder or hub id instead. `context_length` shortens block_size, and with it the tables. Raises
+    FileNotFoundError and ValueError, in one line."""
     if model is not None:
         path = find_folder(model)
         try:
             architecture = config_from_hf(read_json(path / "config.json"))
         except ValueError as error:
-            raise ValueError(str(error) if str(path) in str(error) else f"{path / 'config.json'}: {error}") from None
+            raise InputError(
+                str(error) if str(path) in str(error) else f"{path / 'config.json'}: {error}"
+            ) from None
         found = find_tokenizer(tokenizer or path)
         check_fits(found, architecture)
         architecture = shortened(architecture, context_length)
-        return FoundModel(path, architecture, tokenizer or path, found.eot_id, is_run=False, begins_with_bos=True)
+        return FoundModel(
+            path, architecture, tokenizer or path, found.eot_id, is_run=False, begins_with_bos=True
+        )
     path = checkpoint.find_checkpoint(out_dir, step)
     if path is None:
-        raise FileNotFoundError(f"no checkpoint in {out_dir}/checkpoints: train one, or pass --out_dir=... or --model=...")
+        raise MissingFile(
+            f"no checkpoint in {out_dir}/checkpoints: train one, or pass --out_dir=... or --model=..."
+        )
     state, saved = checkpoint.load_state(path)
     architecture = shortened(ModelArchitectureConfig.from_dict(saved["model"]), context_length)
     if tokenizer is None:
@@ -72,23 +81,30 @@ def find_model(
     else:
         check_fits(find_tokenizer(tokenizer), architecture)
     imported = state["data"]["dataset"] is None
-    return FoundModel(path, architecture, tokenizer or out_dir, state["data"]["eot_id"], is_run=True, begins_with_bos=imported)
+    return FoundModel(
+        path,
+        architecture,
+        tokenizer or out_dir,
+        state["data"]["eot_id"],
+        is_run=True,
+        begins_with_bos=imported,
+    )
 
 
 def check_fits(found: TokenizerFiles, architecture: ModelArchitectureConfig) -> None:
-    """Raises ValueError for a tokenizer with more ids than the model has rows."""
+    """Raises InputError for a tokenizer with more ids than the model has rows."""
     if found.length > architecture.vocab_size:
-        raise ValueError(
+        raise InputError(
             f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model {architecture.vocab_size} rows: "
             "it belongs to another model"
         )
 
 
 def check_own_tokenizer(out_dir: str | Path, state: Mapping[str, Any]) -> None:
-    """Raises ValueError where the run folder's tokenizer is another than the data was made with."""
+    """Raises InputError where the run folder's tokenizer is another than the data was made with."""
     recorded, file = state["data"]["tokenizer"], Path(out_dir) / "tokenizer.json"
     if recorded and file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != recorded["sha256"]:
-        raise ValueError(
+        raise InputError(
             f"{file} is not {recorded['name']!r}, with which the run's data was made: copy that, or pass --tokenizer="
         )
 
@@ -97,9 +113,11 @@ def shortened(architecture: ModelArchitectureConfig, context_length: int | None)
     if context_length is None:
         return architecture
     if context_length < 1:
-        raise ValueError(f"context_length={context_length} must be at least 1")
+        raise InputError(f"context_length={context_length} must be at least 1")
     if context_length > architecture.block_size:
-        raise ValueError(f"context_length={context_length} exceeds the model's block_size={architecture.block_size}")
+        raise InputError(
+            f"context_length={context_length} exceeds the model's block_size={architecture.block_size}"
+        )
     if architecture.position_encoding == "learned":
-        raise ValueError(f"context_length={context_length}: learned positions cannot be cut, leave it out")
+        raise InputError(f"context_length={context_length}: learned positions cannot be cut, leave it out")
     return replace(architecture, block_size=context_length)

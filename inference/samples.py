@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from base.errors import InputError
 from inference.generate import Sampling, TextStream, draw, sampling_distribution
 from model_builder import ConfigurableGPT
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
@@ -15,17 +16,19 @@ SAMPLING = Sampling(temperature=0.8)
 
 
 class TextSampler:
-    """sampler(model, autocast) is what follows the prompt, the same draw every time. Raises what load_tokenizer raises, and
-    ValueError for a prompt that this model cannot read."""
+    """sampler(model, autocast) is what follows the prompt, the same draw every time. Raises what
+    load_tokenizer raises, and ValueError for a prompt that this model cannot read."""
 
     def __init__(self, config: TrainConfig, folder: Path, vocab_size: int) -> None:
         """`folder` is that of the dataset, with its tokenizer."""
         self.max_new_tokens, self.seed = config.sample_tokens, config.seed
         self.tokenizer, self.eot_id = load_tokenizer(folder), find_tokenizer(folder).eot_id
-        self.prompt_ids = self.tokenizer.encode(config.sample_prompt, add_special_tokens=False).ids  # shards have no BOS
+        self.prompt_ids = self.tokenizer.encode(
+            config.sample_prompt, add_special_tokens=False
+        ).ids  # shards have no BOS
         if not self.prompt_ids or max(self.prompt_ids) >= vocab_size:
             said = f"sample_prompt={config.sample_prompt!r} is {self.prompt_ids[:8]} to {folder}'s tokenizer"
-            raise ValueError(f"{said}: it needs at least one id, and the model knows 0 to {vocab_size - 1}")
+            raise InputError(f"{said}: it needs at least one id, and the model knows 0 to {vocab_size - 1}")
 
     def __call__(self, model: ConfigurableGPT, autocast: contextlib.AbstractContextManager) -> str:
         """Every rank calls it."""
@@ -43,9 +46,9 @@ def continuation(
     seed: int,
     autocast: contextlib.AbstractContextManager,
 ) -> list[int]:
-    """The ids that follow the prompt. No cache, and always max_new_tokens of them: it calls the model as an evaluation does, so
-    sharded weights are gathered, and all ranks call it equally often, whatever each of them draws. The model's mode and torch's
-    random state are left as they were."""
+    """The ids that follow the prompt. No cache, and always max_new_tokens of them: it calls the model as an
+    evaluation does, so sharded weights are gathered, and all ranks call it equally often, whatever each of
+    them draws. The model's mode and torch's random state are left as they were."""
     was_training = model.training
     model.eval()
     generator = torch.Generator("cpu").manual_seed(seed)

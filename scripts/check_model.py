@@ -1,10 +1,11 @@
-"""Does a Hugging Face model work here? Tokenizer, weights, a round trip of text, a forward pass, parameters, memory.
+"""Does a Hugging Face model work here? Tokenizer, weights, a round trip of text, a forward pass,
+parameters, memory.
 
     python scripts/check_model.py --model=Qwen/Qwen3-4B-Instruct-2507 --device=cuda --dtype=bfloat16
     python scripts/check_model.py --model=exported --tokenizer_only
 
-One line a check. Exit code 0 if all pass; 2, with one line that says what is wrong, at the first that does not.
-"""
+One line a check. Exit code 0 if all pass; 2, with one line that says what is wrong, at the first that does
+not."""
 
 import sys
 from pathlib import Path
@@ -19,14 +20,16 @@ from typing import Literal, get_type_hints
 
 import torch
 
+from base import fields
+from base.cli import parse_flags
+from base.errors import InputError, input_errors
+from hardware.device import device_name, select_device, select_dtype
 from inference.chat import load_template
 from inference.generate import Sampling, generate
 from inference.models import find_model
-from model_config import check_field_types
-from model_loss import IGNORED_TARGET
+from operators.loss import IGNORED_TARGET
+from reporting.meters import memory_gb
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
-from training import dist, metrics
-from training.config import parse_flags, user_errors
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n\tdef f(x): return 3.14 * x  # naïve, 汉字, 🙂\n"
 QUESTION = [{"role": "user", "content": "What is two and two?"}]
@@ -41,22 +44,22 @@ class CheckConfig:
     context_length: int | None = None  # None: the model's
 
     def __post_init__(self) -> None:
-        check_field_types(self)
+        fields.check(self)
         if not self.model:
-            raise ValueError("--model=DIR_OR_ID is missing")
+            raise InputError("--model=DIR_OR_ID is missing")
 
 
 def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         return 0
-    with user_errors():
+    with input_errors():
         words, flags = parse_flags(argv, get_type_hints(CheckConfig))
         if words:
-            raise ValueError(f"{words[0]!r} is no flag: did you mean --model={words[0]!r}?")
+            raise InputError(f"{words[0]!r} is no flag: did you mean --model={words[0]!r}?")
         config = CheckConfig(**flags)
-        device = dist.select_device(config.device)
-        dtype = dist.select_dtype(config.dtype, device)
+        device = select_device(config.device)
+        dtype = select_dtype(config.dtype, device)
         check(config, device, dtype)
     print("all checks passed")
     return 0
@@ -64,8 +67,12 @@ def main(argv: Sequence[str]) -> int:
 
 @torch.inference_mode()
 def check(config: CheckConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Prints what passes; raises ValueError at what does not."""
-    known = None if config.tokenizer_only else find_model(model=config.model, context_length=config.context_length)
+    """Prints what passes; raises InputError at what does not."""
+    known = (
+        None
+        if config.tokenizer_only
+        else find_model(model=config.model, context_length=config.context_length)
+    )
     source = config.model if known is None else known.path
     found = find_tokenizer(source)
     tokenizer = load_tokenizer(source)
@@ -73,9 +80,11 @@ def check(config: CheckConfig, device: torch.device, dtype: torch.dtype) -> None
     print(f"ok  tokenizer: {found.length:,} tokens, between documents {found.eot_token} ({found.eot_id})")
     back = tokenizer.decode(ids, skip_special_tokens=False)
     if back != TEXT:
-        raise ValueError(f"{source}: {TEXT!r} comes back from the tokenizer as {back!r}")
+        raise InputError(f"{source}: {TEXT!r} comes back from the tokenizer as {back!r}")
     print(f"ok  round trip: {len(TEXT.encode())} bytes in {len(ids)} tokens and back")
-    if "chat_template.jinja" in found.companions or b'"chat_template"' in found.companions.get("tokenizer_config.json", b""):
+    if "chat_template.jinja" in found.companions or b'"chat_template"' in found.companions.get(
+        "tokenizer_config.json", b""
+    ):
         template = load_template(source)
         prompt = template.render(QUESTION)
         modes = "with thinking modes" if template.knows_thinking else "without thinking"
@@ -89,7 +98,7 @@ def check(config: CheckConfig, device: torch.device, dtype: torch.dtype) -> None
 
     start = time.perf_counter()
     model = known.load(device, dtype)
-    where = f"{str(dtype).removeprefix('torch.')} on {dist.device_name(device)}"
+    where = f"{str(dtype).removeprefix('torch.')} on {device_name(device)}"
     print(f"ok  model: {model.config.get_architecture_name()}, {where}, {time.perf_counter() - start:.1f} s")
     stored = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
     inner = model.get_num_params_non_embedding()
@@ -97,14 +106,18 @@ def check(config: CheckConfig, device: torch.device, dtype: torch.dtype) -> None
     ids = ids[: model.config.block_size]
     logits, _ = model(torch.tensor([ids], device=device))
     if not torch.isfinite(logits).all():
-        raise ValueError(f"{source}: the forward pass gives logits that are not finite in {dtype}: try --dtype=float32")
+        raise InputError(
+            f"{source}: the forward pass gives logits that are not finite in {dtype}: try --dtype=float32"
+        )
     targets = torch.tensor([[*ids[1:], IGNORED_TARGET]], device=device)
     loss = float(model(torch.tensor([ids], device=device), targets)[1])
     known = math.log(model.config.vocab_size)
-    print(f"ok  forward pass: logits {list(logits.shape)}, loss {loss:.2f} nats a token (knowing nothing: {known:.2f})")
+    print(
+        f"ok  forward pass: logits {list(logits.shape)}, loss {loss:.2f} nats a token (knowing nothing: {known:.2f})"
+    )
     (answer,) = generate(model, [ids[:8]], 8, Sampling(temperature=0), tokenizer=tokenizer)
     print(f"ok  generation: {tokenizer.decode(ids[:8])!r} goes on {answer.text!r}")
-    print(f"ok  memory: {metrics.memory_gb(device):.2f} GB at the most")
+    print(f"ok  memory: {memory_gb(device):.2f} GB at the most")
 
 
 if __name__ == "__main__":

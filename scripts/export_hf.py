@@ -18,12 +18,14 @@ from typing import Literal, get_type_hints
 
 import torch
 
+from base.cli import parse_flags
+from base.errors import InputError, MissingFile, input_errors
+from base.fields import check
 from inference.hf import MAX_SHARD_BYTES, config_to_hf, save_hf
 from inference.models import check_own_tokenizer
 from model_builder import ConfigurableGPT
-from model_config import ModelArchitectureConfig, check_field_types
+from model_config import ModelArchitectureConfig
 from training import checkpoint
-from training.config import parse_flags, user_errors
 
 
 @dataclass(kw_only=True)
@@ -36,11 +38,11 @@ class ExportConfig:
     max_shard_gb: float = MAX_SHARD_BYTES / 2**30
 
     def __post_init__(self) -> None:
-        check_field_types(self)
+        check(self)
         if not self.to:
-            raise ValueError("--to=DIR is missing: the folder to write")
+            raise InputError("--to=DIR is missing: the folder to write")
         if not 0 < self.max_shard_gb < float("inf"):
-            raise ValueError(f"max_shard_gb={self.max_shard_gb} must be positive")
+            raise InputError(f"max_shard_gb={self.max_shard_gb} must be positive")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,17 +50,19 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         return 0
-    with user_errors():
+    with input_errors():
         words, flags = parse_flags(argv, get_type_hints(ExportConfig))
         if words:
-            raise ValueError(f"{words[0]!r} is no flag: did you mean --to={words[0]!r}?")
+            raise InputError(f"{words[0]!r} is no flag: did you mean --to={words[0]!r}?")
         config = ExportConfig(**flags)
         to = Path(config.to)
         if to.is_dir() and any(to.iterdir()) and not (to / "config.json").is_file():
-            raise ValueError(f"{to} holds files and no exported model: choose a new folder")
+            raise InputError(f"{to} holds files and no exported model: choose a new folder")
         path = checkpoint.find_checkpoint(config.out_dir, config.step)
         if path is None:
-            raise FileNotFoundError(f"no checkpoint in {config.out_dir}/checkpoints: train one, or pass --out_dir=...")
+            raise MissingFile(
+                f"no checkpoint in {config.out_dir}/checkpoints: train one, or pass --out_dir=..."
+            )
         state, saved = checkpoint.load_state(path)
         architecture = ModelArchitectureConfig.from_dict(saved["model"])
         dtype = getattr(torch, config.dtype)
@@ -69,10 +73,18 @@ def main(argv: Sequence[str]) -> int:
             model = ConfigurableGPT(architecture)
         model.to_empty(device="cpu")
         checkpoint.load_weights(path, model)
-        tokenizer = config.tokenizer or (config.out_dir if (Path(config.out_dir) / "tokenizer.json").is_file() else None)
+        tokenizer = config.tokenizer or (
+            config.out_dir if (Path(config.out_dir) / "tokenizer.json").is_file() else None
+        )
         save_hf(model, to, tokenizer, dtype, int(config.max_shard_gb * 2**30))
-    beside = "without a tokenizer: pass --tokenizer=..." if tokenizer is None else f"with the tokenizer of {tokenizer}"
-    print(f"{to}: {path.name} of {config.out_dir}, {model.get_num_params():,} parameters in {config.dtype}, {beside}")
+    beside = (
+        "without a tokenizer: pass --tokenizer=..."
+        if tokenizer is None
+        else f"with the tokenizer of {tokenizer}"
+    )
+    print(
+        f"{to}: {path.name} of {config.out_dir}, {model.get_num_params():,} parameters in {config.dtype}, {beside}"
+    )
     return 0
 
 

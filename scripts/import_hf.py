@@ -3,8 +3,8 @@
     python scripts/import_hf.py --model=Qwen/Qwen3-0.6B --out_dir=out-qwen3
     python sample.py --out_dir=out-qwen3 --prompt="The capital of France is"
 
-To go on training from such weights, `train.py --init_from=hf:DIR_OR_ID`. The fields of ImportConfig are the flags.
-"""
+To go on training from such weights, `train.py --init_from=hf:DIR_OR_ID`. The fields of ImportConfig are the
+flags."""
 
 import sys
 from pathlib import Path
@@ -16,11 +16,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import get_type_hints
 
+from base.cli import parse_flags
+from base.errors import InputError, input_errors
+from base.fields import check
 from inference.hf import find_folder, load_hf
-from model_config import check_field_types
 from tokenization.tokenizers import find_tokenizer
 from training import checkpoint
-from training.config import TrainConfig, parse_flags, user_errors
+from training.config import TrainConfig
 
 
 @dataclass(kw_only=True)
@@ -30,10 +32,10 @@ class ImportConfig:
     tokenizer: str | None = None  # a name, folder or hub id; None: the model's own, where it has one
 
     def __post_init__(self) -> None:
-        check_field_types(self)
+        check(self)
         for name, what in (("model", "DIR_OR_ID"), ("out_dir", "OUT")):
             if not getattr(self, name):
-                raise ValueError(f"--{name}={what} is missing")
+                raise InputError(f"--{name}={what} is missing")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,35 +43,58 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         return 0
-    with user_errors():
+    with input_errors():
         words, flags = parse_flags(argv, get_type_hints(ImportConfig))
         if words:
-            raise ValueError(f"{words[0]!r} is no flag: did you mean --model={words[0]!r}?")
+            raise InputError(f"{words[0]!r} is no flag: did you mean --model={words[0]!r}?")
         config = ImportConfig(**flags)
         if checkpoint.list_checkpoints(config.out_dir):
-            raise ValueError(f"{config.out_dir} holds the checkpoints of a run: choose a new --out_dir")
+            raise InputError(f"{config.out_dir} holds the checkpoints of a run: choose a new --out_dir")
         folder = find_folder(config.model)
         own = folder if (folder / "tokenizer.json").is_file() else None
         tokenizer = find_tokenizer(config.tokenizer or own) if config.tokenizer or own else None
         model = load_hf(folder)
         if tokenizer is not None and tokenizer.length > model.config.vocab_size:
-            raise ValueError(
+            raise InputError(
                 f"tokenizer {tokenizer.name!r} has ids up to {tokenizer.length - 1}, the model "
                 f"{model.config.vocab_size} rows: it belongs to another model"
             )
         # Belongs to no dataset: train.py refuses to resume from it and names the fingerprint
-        data = {"dataset": None, "fingerprint": "", "bytes_per_token": None, "tokenizer": None, "eot_id": None}
+        data = {
+            "dataset": None,
+            "fingerprint": "",
+            "bytes_per_token": None,
+            "tokenizer": None,
+            "eot_id": None,
+        }
         if tokenizer is not None:
-            data["tokenizer"] = {"name": tokenizer.name, "length": tokenizer.length, "sha256": tokenizer.sha256}
+            data["tokenizer"] = {
+                "name": tokenizer.name,
+                "length": tokenizer.length,
+                "sha256": tokenizer.sha256,
+            }
             data["eot_id"] = tokenizer.eot_id
-        state = {"step": 0, "tokens": 0, "trained_s": 0.0, "val_loss": None, "best": None, "grad_scaler": {}, "data": data}
-        resolved = {"model": asdict(model.config), "train": asdict(TrainConfig(init_from=f"hf:{config.model}"))}
+        state = {
+            "step": 0,
+            "tokens": 0,
+            "trained_s": 0.0,
+            "val_loss": None,
+            "best": None,
+            "grad_scaler": {},
+            "data": data,
+        }
+        resolved = {
+            "model": asdict(model.config),
+            "train": asdict(TrainConfig(init_from=f"hf:{config.model}")),
+        }
         path = checkpoint.save_checkpoint(config.out_dir, dict(model.named_parameters()), state, resolved)
         if tokenizer is not None:
             tokenizer.save(config.out_dir)
     print(f"{path}\n{model.config.summary()}\n{model.get_num_params():,} parameters")
     if tokenizer is None:
-        print(f"note: {folder} has no tokenizer.json; sample.py needs one in {config.out_dir}, or pass --tokenizer=...")
+        print(
+            f"note: {folder} has no tokenizer.json; sample.py needs one in {config.out_dir}, or pass --tokenizer=..."
+        )
     return 0
 
 

@@ -1,11 +1,12 @@
-"""A model with a part of its vocabulary: embedding and head reduced, ids renumbered, the tokenizer saved beside it.
+"""A model with a part of its vocabulary: embedding and head reduced, ids renumbered, the tokenizer saved
+beside it.
 
     python -m tokenization.vocabulary english --tokenizer=MODEL --tier=ascii --out=english.json
     python scripts/prune_vocabulary.py --model=MODEL --vocabulary=english.json --to=pruned
 
-Its logits are those of the full model at the ids that are kept. Single bytes and control tokens stay, so that any text can
-still be encoded. kept_ids.json lists the old id of each new one. The fields of PruneConfig are the flags.
-"""
+Its logits are those of the full model at the ids that are kept. Single bytes and control tokens stay, so
+that any text can still be encoded. kept_ids.json lists the old id of each new one. The fields of
+PruneConfig are the flags."""
 
 import sys
 from pathlib import Path
@@ -20,12 +21,13 @@ from typing import Any, get_type_hints
 
 import torch
 
+from base.cli import parse_flags
+from base.errors import InputError, input_errors
+from base.fields import check
 from inference.hf import find_folder, load_hf, read_json, save_hf
 from model_builder import ConfigurableGPT
-from model_config import check_field_types
 from tokenization.tokenizers import find_tokenizer
 from tokenization.vocabulary import kept_ids, prune_tokenizer, read_vocabulary
-from training.config import parse_flags, user_errors
 
 
 @dataclass(kw_only=True)
@@ -36,15 +38,16 @@ class PruneConfig:
     tokenizer: str | None = None  # a name, folder or hub id; None: the model's own
 
     def __post_init__(self) -> None:
-        check_field_types(self)
+        check(self)
         for name in ("model", "vocabulary", "to"):
             if not getattr(self, name):
-                raise ValueError(f"--{name}=... is missing")
+                raise InputError(f"--{name}=... is missing")
 
 
 @torch.no_grad()
 def prune_model(model: ConfigurableGPT, kept: Sequence[int]) -> ConfigurableGPT:
-    """The model with these rows of embedding and head alone, in this order; everything else is shared with it."""
+    """The model with these rows of embedding and head alone, in this order; everything else is shared with
+    it."""
     with torch.device("meta"):
         pruned = ConfigurableGPT(replace(model.config, vocab_size=len(kept)))
     weights = dict(model.named_parameters())
@@ -60,14 +63,14 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         return 0
-    with user_errors():
+    with input_errors():
         words, flags = parse_flags(argv, get_type_hints(PruneConfig))
         if words:
-            raise ValueError(f"{words[0]!r} is no flag: did you mean --to={words[0]!r}?")
+            raise InputError(f"{words[0]!r} is no flag: did you mean --to={words[0]!r}?")
         config = PruneConfig(**flags)
         to = Path(config.to)
         if to.exists() and (not to.is_dir() or any(to.iterdir())):
-            raise ValueError(f"{to} is not empty: choose a new folder")
+            raise InputError(f"{to} is not empty: choose a new folder")
         folder = find_folder(config.model)
         tokenizer = find_tokenizer(config.tokenizer or folder)
         record = read_vocabulary(config.vocabulary, tokenizer)
@@ -75,7 +78,9 @@ def main(argv: Sequence[str]) -> int:
         model = load_hf(folder, dtype=dtype)
         kept = kept_ids(record)
         if kept[-1] >= model.config.vocab_size:
-            raise ValueError(f"{config.vocabulary} has ids up to {kept[-1]}, the model {model.config.vocab_size} rows")
+            raise InputError(
+                f"{config.vocabulary} has ids up to {kept[-1]}, the model {model.config.vocab_size} rows"
+            )
         pruned = prune_model(model, kept)
         with tempfile.TemporaryDirectory() as small:
             tokenizer.save(small)
@@ -99,7 +104,7 @@ def stored_dtype(hf_config: dict[str, Any]) -> torch.dtype:
     name = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
     dtype = getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype={name!r} in config.json is not a floating-point type")
+        raise InputError(f"dtype={name!r} in config.json is not a floating-point type")
     return dtype
 
 
@@ -111,7 +116,9 @@ def renumber_config(path: Path, kept: Sequence[int]) -> None:
     new_id = {old: new for new, old in enumerate(kept)}
     decoder = fields.get("added_tokens_decoder")
     if decoder:
-        fields["added_tokens_decoder"] = {str(new_id[int(i)]): token for i, token in decoder.items() if int(i) in new_id}
+        fields["added_tokens_decoder"] = {
+            str(new_id[int(i)]): token for i, token in decoder.items() if int(i) in new_id
+        }
     path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

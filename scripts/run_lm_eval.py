@@ -4,9 +4,8 @@
     python scripts/export_hf.py --out_dir=out --to=exported
     python scripts/run_lm_eval.py --model=exported --tasks=hellaswag,arc_easy,lambada_openai --out=results.json
 
-Task names and few-shot counts are the harness's own; its data comes from the hub, or with --include_path=DIR from task files
-of yours. The fields of EvalConfig are the flags.
-"""
+Task names and few-shot counts are the harness's own; its data comes from the hub, or with
+--include_path=DIR from task files of yours. The fields of EvalConfig are the flags."""
 
 import sys
 from pathlib import Path
@@ -18,10 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_type_hints
 
+from base.cli import parse_flags
+from base.errors import InputError, MissingPackage, input_errors
+from base.fields import check
+from hardware.device import select_device, select_dtype
 from inference.models import find_model
-from model_config import check_field_types
-from training import dist
-from training.config import parse_flags, user_errors
 
 
 @dataclass(kw_only=True)
@@ -37,40 +37,46 @@ class EvalConfig:
     out: str | None = None  # the harness's results as JSON
 
     def __post_init__(self) -> None:
-        check_field_types(self)
+        check(self)
         if not self.model:
-            raise ValueError("--model=DIR_OR_ID is missing")
+            raise InputError("--model=DIR_OR_ID is missing")
         for name, least in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
             if getattr(self, name) is not None and getattr(self, name) < least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+                raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
 
 
 def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         return 0
-    with user_errors():
+    with input_errors():
         words, flags = parse_flags(argv, get_type_hints(EvalConfig))
         if words:
-            raise ValueError(f"{words[0]!r} is no flag: did you mean --tasks={words[0]!r}?")
+            raise InputError(f"{words[0]!r} is no flag: did you mean --tasks={words[0]!r}?")
         config = EvalConfig(**flags)
-        device = dist.select_device(config.device)
-        dtype = dist.select_dtype(config.dtype, device)
+        device = select_device(config.device)
+        dtype = select_dtype(config.dtype, device)
         try:
             import lm_eval
             import lm_eval.models.huggingface  # needs what the extra [hf] brings
             from lm_eval.tasks import TaskManager
         except ImportError as error:
-            raise ImportError(f'lm-evaluation-harness is missing ({error}): pip install "lm_eval[hf]"') from None
+            raise MissingPackage(
+                f'lm-evaluation-harness is missing ({error}): pip install "lm_eval[hf]"'
+            ) from None
         if config.include_path is not None and not Path(config.include_path).is_dir():
-            raise ValueError(f"include_path={config.include_path} is not a folder")
+            raise InputError(f"include_path={config.include_path} is not a folder")
         if config.out is not None and not Path(config.out).absolute().parent.is_dir():
-            raise ValueError(f"{Path(config.out).absolute().parent} is no folder: make it, or choose another --out")
+            raise InputError(
+                f"{Path(config.out).absolute().parent} is no folder: make it, or choose another --out"
+            )
         found = find_model(model=config.model)
         manager = TaskManager(include_path=config.include_path)
         tasks = [task.strip() for task in config.tasks.split(",")]
         if unknown := [task for task in tasks if not manager.match_tasks([task])]:
-            raise ValueError(f"tasks={unknown[0]!r} is not known to lm_eval {lm_eval.__version__}: see `lm_eval ls tasks`")
+            raise InputError(
+                f"tasks={unknown[0]!r} is not known to lm_eval {lm_eval.__version__}: see `lm_eval ls tasks`"
+            )
     name = str(dtype).removeprefix("torch.")
     results: dict[str, Any] = lm_eval.simple_evaluate(
         model="hf",

@@ -3,9 +3,8 @@
     python scripts/score.py --out_dir=out-quickstart --file=held_out.jsonl
     python scripts/score.py --model=exported --file=questions.jsonl --dtype=float32
 
-A line is a document, {"text": "..."}, or a question, {"question": "...", "choices": ["...", "..."], "answer": 0}. Prints one
-JSON object. The fields of ScoreConfig are the flags.
-"""
+A line is a document, {"text": "..."}, or a question, {"question": "...", "choices": ["...", "..."],
+"answer": 0}. Prints one JSON object. The fields of ScoreConfig are the flags."""
 
 import sys
 from pathlib import Path
@@ -18,12 +17,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_type_hints
 
+from base.cli import parse_flags
+from base.errors import InputError, input_errors
+from base.fields import check
+from base.text import check_utf8
+from hardware.device import select_device, select_dtype
 from inference.models import find_model
 from inference.scoring import Question, score_documents, score_questions
-from model_config import check_field_types
 from tokenization.tokenizers import load_tokenizer
-from training import dist
-from training.config import check_text, parse_flags, user_errors
 
 
 @dataclass(kw_only=True)
@@ -41,12 +42,12 @@ class ScoreConfig:
     delimiter: str = " "  # between a question and each choice
 
     def __post_init__(self) -> None:
-        check_field_types(self)
+        check(self)
         if not self.file:
-            raise ValueError("--file=FILE.jsonl is missing")
+            raise InputError("--file=FILE.jsonl is missing")
         for name in ("batch_size", "limit"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,30 +55,38 @@ def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         return 0
-    with user_errors():
+    with input_errors():
         words, flags = parse_flags(argv, get_type_hints(ScoreConfig))
         if words:
-            raise ValueError(f"{words[0]!r} is no flag: did you mean --file={words[0]!r}?")
+            raise InputError(f"{words[0]!r} is no flag: did you mean --file={words[0]!r}?")
         config = ScoreConfig(**flags)
-        device = dist.select_device(config.device)
-        dtype = dist.select_dtype(config.dtype, device)
+        device = select_device(config.device)
+        dtype = select_dtype(config.dtype, device)
         texts, questions = read_lines(Path(config.file), config.limit)
         found = find_model(config.out_dir, config.step, config.model, config.tokenizer, config.context_length)
         tokenizer = load_tokenizer(found.tokenizer)
         if texts and found.eot_id is None:
-            raise ValueError("this run's dataset has no end-of-text, which the first token of a document is predicted from")
+            raise InputError(
+                "this run's dataset has no end-of-text, which the first token of a document is predicted from"
+            )
         model = found.load(device, dtype)
-        record: dict[str, object] = {"model": str(found.path), "file": config.file, "dtype": str(dtype).removeprefix("torch.")}
+        record: dict[str, object] = {
+            "model": str(found.path),
+            "file": config.file,
+            "dtype": str(dtype).removeprefix("torch."),
+        }
         if texts:
             record["held_out"] = score_documents(model, tokenizer, found.eot_id, texts, config.batch_size)
         if questions:
-            record["multiple_choice"] = score_questions(model, tokenizer, questions, config.batch_size, config.delimiter)
+            record["multiple_choice"] = score_questions(
+                model, tokenizer, questions, config.batch_size, config.delimiter
+            )
     print(json.dumps(record, indent=2))
     return 0
 
 
 def read_lines(file: Path, limit: int | None = None) -> tuple[list[str], list[Question]]:
-    """The documents and the questions. Raises ValueError that names the line for what is neither."""
+    """The documents and the questions. Raises InputError that names the line for what is neither."""
     texts, questions = [], []
     with open(file, encoding="utf-8") as lines:
         for n, line in enumerate(lines, 1):
@@ -88,22 +97,24 @@ def read_lines(file: Path, limit: int | None = None) -> tuple[list[str], list[Qu
             try:
                 row = json.loads(line)
                 if not isinstance(row, dict) or ("text" in row) == ("choices" in row):
-                    raise ValueError('wanted {"text": ...} or {"question": ..., "choices": [...], "answer": 0}')
-                check_text(text=json.dumps(row, ensure_ascii=False))  # JSON can spell half a surrogate pair
+                    raise InputError(
+                        'wanted {"text": ...} or {"question": ..., "choices": [...], "answer": 0}'
+                    )
+                check_utf8(text=json.dumps(row, ensure_ascii=False))  # JSON can spell half a surrogate pair
                 if "text" in row:
                     if not isinstance(row["text"], str):
-                        raise ValueError(f"text={row['text']!r} is no string")
+                        raise InputError(f"text={row['text']!r} is no string")
                     texts.append(row["text"])
                     continue
                 question, choices, answer = (row.get(name) for name in ("question", "choices", "answer"))
                 strings = isinstance(choices, list) and all(isinstance(c, str) for c in (question, *choices))
                 if not strings or type(answer) is not int or not question.strip():
-                    raise ValueError("question must be a string, choices a list of strings, answer an index")
+                    raise InputError("question must be a string, choices a list of strings, answer an index")
                 questions.append(Question(question, tuple(choices), answer))
             except ValueError as error:
-                raise ValueError(f"{file}, line {n}: {error}") from None
+                raise InputError(f"{file}, line {n}: {error}") from None
     if not texts and not questions:
-        raise ValueError(f"{file} is empty")
+        raise InputError(f"{file} is empty")
     return texts, questions
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from training.shards import ShardWriter, write_meta
+from tokens.shards import ShardWriter, write_meta
 
-# Tiny matrices gain nothing from a second thread and lose much to it when the machine is busy. For subprocesses too.
+# Tiny matrices gain nothing from a second thread and lose much to it when the machine is busy. For
+# subprocesses too.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
@@ -24,7 +25,8 @@ VOCAB = 97
 def write_dataset(
     folder: Path, train_tokens: int = 2000, val_tokens: int = 600, vocab_size: int = VOCAB, seed: int = 0
 ) -> Path:
-    """Documents of 50 ids in which each id follows from the one before, so that there is something to learn."""
+    """Documents of 50 ids in which each id follows from the one before, so that there is something to
+    learn."""
     rng = np.random.default_rng(seed)
     splits = {}
     for split, n in (("train", train_tokens), ("val", val_tokens)):

@@ -7,7 +7,7 @@ import torch
 
 import train
 from training.config import load_config
-from training.dist import StopSignals, World
+from training.world import StopSignals, World
 
 
 def train_once(world: World, flags: Sequence[str]) -> int:

@@ -1,4 +1,5 @@
-"""Runs every command of the ```bash blocks of README.md and docs/, as it is written, in order. Called by .ci/run.
+"""Runs every command of the ```bash blocks of README.md and docs/, as it is written, in order. Called by
+.ci/run.
 
 make test, make test-faults and make lint are left to .ci/run itself; anything else that fails, fails this.
 """
@@ -17,7 +18,9 @@ RUN_BY_CI = ("make test", "make test-faults", "make lint")
 def readme_commands() -> list[str]:
     text = "\n".join(file.read_text() for file in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
     blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")]
+    lines = [
+        line for block in blocks for line in block.splitlines() if line.strip() and not line.startswith("#")
+    ]
     return list(dict.fromkeys(lines))  # what a document repeats is run once
 
 

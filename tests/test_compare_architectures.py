@@ -1,4 +1,5 @@
-"""compare_architectures.py on logs that the tests write: what is compared, the numbers, the notes, the picture, bad input."""
+"""compare_architectures.py on logs that the tests write: what is compared, the numbers, the notes, the
+picture, bad input."""
 
 import contextlib
 import json
@@ -36,7 +37,8 @@ def loss_of(floor, step):
 def write_log(folder, *, floor=3.0, name="gpt2", steps=(0, 100), evals=20, end="done", started=1_700_000_000, old=True,
               bits=True, fingerprint="f0", flops=6e8, mfu=0.4, lines=(), loss=loss_of, train=None, model=None,
               dt_ms=200.0):  # fmt: skip
-    """One log from steps[0] to steps[1]: a train event every 5 steps, an evaluation every `evals`, then `lines` verbatim."""
+    """One log from steps[0] to steps[1]: a train event every 5 steps, an evaluation every `evals`, then
+    `lines` verbatim."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first, last = steps
@@ -59,7 +61,15 @@ def write_log(folder, *, floor=3.0, name="gpt2", steps=(0, 100), evals=20, end="
                            "tokens": tokens, "dt_ms": dt_ms, "tokens_per_s": 5000.0 + step, "mfu": mfu,
                            "memory_gb": 1.0 + step / 1000})  # fmt: skip
     if end:
-        events.append({"event": "run_end", "reason": end, "step": last, "tokens": last * TOKENS_PER_STEP, "wall_s": 3723.0})
+        events.append(
+            {
+                "event": "run_end",
+                "reason": end,
+                "step": last,
+                "tokens": last * TOKENS_PER_STEP,
+                "wall_s": 3723.0,
+            }
+        )
     path = folder / f"run_20250101T000000Z_{started % 1000:03}.jsonl"
     path.write_text("".join(json.dumps(event) + "\n" for event in events) + "".join(lines))
     if old:
@@ -68,7 +78,8 @@ def write_log(folder, *, floor=3.0, name="gpt2", steps=(0, 100), evals=20, end="
 
 
 def run(capsys, *argv, picture=False):
-    """(stdout, stderr, comparison.json) of a comparison in this process; the picture takes most of the time."""
+    """(stdout, stderr, comparison.json) of a comparison in this process; the picture takes most of the
+    time."""
     with contextlib.nullcontext() if picture else mock.patch.object(compare, "plot", return_value=b""):
         compare.main([*argv, "--out=cmp"])
     captured = capsys.readouterr()
@@ -94,7 +105,9 @@ def three(in_tmp_path):
     """The best, a crash half-way, the worst; the oldest run of all is not among the newest three."""
     write_log("out-old", floor=1.0, started=1_600_000_000)
     write_log("out-gpt2", floor=3.2, name="gpt2", started=1_700_000_001)
-    write_log("out-llama3", floor=3.1, name="llama3", steps=(0, 50), end=None, started=1_700_000_002, flops=7e8)
+    write_log(
+        "out-llama3", floor=3.1, name="llama3", steps=(0, 50), end=None, started=1_700_000_002, flops=7e8
+    )
     write_log("out/qwen3", floor=3.0, name="qwen3", started=1_700_000_003, flops=8e8)
 
 
@@ -162,7 +175,9 @@ def test_loss_at_common_tokens_is_interpolated(capsys):
     expected = loss_of(3.1, 75) + (loss_of(3.1, 100) - loss_of(3.1, 75)) * 15 / 25
     assert row_of(report, "out-b")["val_loss_at_common_tokens"] == pytest.approx(expected, rel=1e-12)
     assert row_of(report, "out-a")["val_loss_at_common_tokens"] == loss_of(3.0, 90)
-    assert any("90,000 tokens" in note and "differ in tokens (90,000 to 100,000)" in note for note in notes(out))
+    assert any(
+        "90,000 tokens" in note and "differ in tokens (90,000 to 100,000)" in note for note in notes(out)
+    )
     assert "val loss at 90K" in out.splitlines()[0]
 
 
@@ -170,7 +185,11 @@ def test_equal_tokens_need_no_common_count(capsys):
     write_log("out-a", floor=3.0)
     write_log("out-b", floor=3.1)
     out, _, report = run(capsys, "out-a", "out-b")
-    assert report["common_tokens"] is None and "differ in tokens" not in out and " at " not in out.splitlines()[0]
+    assert (
+        report["common_tokens"] is None
+        and "differ in tokens" not in out
+        and " at " not in out.splitlines()[0]
+    )
 
 
 def test_nothing_is_extrapolated(capsys):
@@ -183,13 +202,16 @@ def test_nothing_is_extrapolated(capsys):
     assert any("no token count" in note for note in notes(out))
 
 
-@pytest.mark.parametrize("tokens, value", [(0, None), (10, 5.0), (15, 4.5), (20, 4.0), (35, 3.25), (40, 3.0), (41, None)])
+@pytest.mark.parametrize(
+    "tokens, value", [(0, None), (10, 5.0), (15, 4.5), (20, 4.0), (35, 3.25), (40, 3.0), (41, None)]
+)
 def test_value_at(tokens, value):
     assert align.value_at([(10, 5.0), (20, 4.0), (40, 3.0)], tokens) == value
 
 
 def test_resumed_logs_are_one_run(capsys):
-    """Crashed at 70, resumed from 40, stopped at 60 by a signal, resumed from 60. What lies beyond 40 in the first is lost."""
+    """Crashed at 70, resumed from 40, stopped at 60 by a signal, resumed from 60. What lies beyond 40 in
+    the first is lost."""
     write_log("out-a", steps=(0, 70), end=None, started=1_700_000_001, loss=lambda floor, step: 1.0)
     write_log("out-a", steps=(40, 60), end="signal SIGTERM", started=1_700_000_002)
     write_log("out-a", steps=(60, 100), started=1_700_000_003)
@@ -229,7 +251,8 @@ def test_time_of_a_crashed_resume(capsys):
 
 
 def test_an_evaluation_of_a_checkpoint_is_no_part_of_the_run(capsys):
-    """eval_only on the folder of a run that is still going: it neither ends the run nor takes anything back."""
+    """eval_only on the folder of a run that is still going: it neither ends the run nor takes anything
+    back."""
     write_log("out-a", end=None, started=1_700_000_001, old=False)
     path = write_log("out-a", steps=(40, 40), started=1_700_000_002)
     path.write_text(path.read_text().replace('"dataset": "d"}', '"dataset": "d", "eval_only": true}', 1))
@@ -258,8 +281,16 @@ def test_status(capsys):
     write_log("out-silent", end=None)
     write_log("out-stopped", end="signal SIGTERM")
     out, _, report = run(capsys, "--latest=5")
-    expected = {"done": "done", "error": "crashed", "running": "running", "silent": "crashed", "stopped": "stopped"}
-    assert {row["out_dir"]: row["status"] for row in report["runs"]} == {f"out-{k}": v for k, v in expected.items()}
+    expected = {
+        "done": "done",
+        "error": "crashed",
+        "running": "running",
+        "silent": "crashed",
+        "stopped": "stopped",
+    }
+    assert {row["out_dir"]: row["status"] for row in report["runs"]} == {
+        f"out-{k}": v for k, v in expected.items()
+    }
     assert any("out-error" in note and "loss is nan" in note for note in notes(out))
 
 
@@ -304,7 +335,10 @@ def test_ranked_by_loss_where_one_lacks_bytes(capsys):
     write_log("out-a", floor=3.5, fingerprint="f1")
     write_log("out-b", floor=3.0, bits=False)
     out, _, report = run(capsys, "out-a", "out-b")
-    assert report["sorted_by"] == "val_loss" and [row["out_dir"] for row in report["runs"]] == ["out-b", "out-a"]
+    assert report["sorted_by"] == "val_loss" and [row["out_dir"] for row in report["runs"]] == [
+        "out-b",
+        "out-a",
+    ]
     assert any("dataset or tokenizer" in note and "not every run has them" in note for note in notes(out))
 
 
@@ -320,14 +354,18 @@ def test_ranked_by_bits_where_tokenizers_differ(capsys):
     path.write_text("".join(json.dumps(event) + "\n" for event in events))
     out, _, report = run(capsys, "out-short", "out-long")
     assert [row["out_dir"] for row in report["runs"]] == ["out-long", "out-short"]
-    assert any("loss per token does not compare" in n and "bits per byte is the column" in n for n in notes(out))
+    assert any(
+        "loss per token does not compare" in n and "bits per byte is the column" in n for n in notes(out)
+    )
 
 
 def test_a_loss_that_is_not_finite(capsys):
     write_log("out-a", loss=lambda floor, step: floor if step < 60 else math.nan)
     out, _, report = run(capsys, "out-a")
     row = report["runs"][0]
-    assert row["best_val_loss"] == 3.0 and row["final_val_loss"] is None and row["final_bits_per_byte"] is None
+    assert (
+        row["best_val_loss"] == 3.0 and row["final_val_loss"] is None and row["final_bits_per_byte"] is None
+    )
     assert "NaN" not in Path("cmp/comparison.json").read_text()
     assert any("not finite" in note for note in notes(out))
 
@@ -335,8 +373,15 @@ def test_a_loss_that_is_not_finite(capsys):
 def test_logs_of_the_bare_contract(capsys):
     """Events with no more than the fields that design.md promises."""
     Path("out-a").mkdir()
-    model = {"architecture_name": NAMES["qwen3"], "params": 10, "params_non_embedding": 5, "flops_per_token": 60}
-    events = [{"event": "run_start", "config": {}, "model": model, "hardware": {}, "versions": {}, "git": None}]
+    model = {
+        "architecture_name": NAMES["qwen3"],
+        "params": 10,
+        "params_non_embedding": 5,
+        "flops_per_token": 60,
+    }
+    events = [
+        {"event": "run_start", "config": {}, "model": model, "hardware": {}, "versions": {}, "git": None}
+    ]
     events += [{"event": "train", "step": s, "loss": 5.0, "lr": 1e-3, "grad_norm": 1.0, "tokens": s * 64, "dt_ms": 10.0,
                 "tokens_per_s": 6400.0, "mfu": None, "memory_gb": None} for s in (1, 2, 3, 4)]  # fmt: skip
     events += [{"event": "eval", "step": 4, "train_loss": 4.0, "val_loss": 4.5, "val_bits_per_byte": None}]
@@ -376,7 +421,9 @@ def test_out_dir_of_the_row(capsys, tmp_path):
 
 def test_a_report_names_no_folders_of_the_machine(capsys, tmp_path):
     path = write_log("out-a")
-    path.write_text(path.read_text().replace('"data": {"dataset": "d"', f'"data": {{"dataset": "{tmp_path}/data/d"'))
+    path.write_text(
+        path.read_text().replace('"data": {"dataset": "d"', f'"data": {{"dataset": "{tmp_path}/data/d"')
+    )
     _, _, report = run(capsys, "out-a")
     assert report["runs"][0]["dataset"] == "data/d"
     assert not [p for p in Path("cmp").iterdir() if p.suffix != ".png" and str(tmp_path) in p.read_text()]
@@ -407,10 +454,14 @@ def test_who_leads_depends_on_what_is_equal(capsys):
     tokens, flops, seconds = (standing(report, axis) for axis in ("tokens", "FLOPs", "time"))
     assert [p["configuration"] for p in tokens["places"]] == ["out-a", "out-b"] and tokens["at"] == 100_000
     assert tokens["places"][1]["gap"] == pytest.approx(bits(75) - bits(100))
-    assert flops["at"] == pytest.approx(6e13)  # b ends there; a stood there at 50,000 tokens, between two evaluations
+    assert flops["at"] == pytest.approx(
+        6e13
+    )  # b ends there; a stood there at 50,000 tokens, between two evaluations
     first, second = flops["places"]
     assert (first["configuration"], second["configuration"]) == ("out-b", "out-a")
-    assert first["mean"] == pytest.approx(bits(75)) and second["mean"] == pytest.approx((bits(40) + bits(60)) / 2)
+    assert first["mean"] == pytest.approx(bits(75)) and second["mean"] == pytest.approx(
+        (bits(40) + bits(60)) / 2
+    )
     assert seconds["at"] == pytest.approx(10.0) and seconds["places"][0]["configuration"] == "out-a"
     assert seconds["places"][1]["values"] == pytest.approx([(bits(30) + bits(45)) / 2])
     assert report["common_flops"] == pytest.approx(6e13) and "bits/byte at 6e+13 FLOPs" in out.splitlines()[0]
@@ -450,14 +501,24 @@ def test_seeds_of_one_configuration(capsys):
     assert len(report["runs"]) == 10
     _, _, report = run(capsys, *(f"out-sweep/{name}-seed*" for name in "abc"))
     places = {p["configuration"]: p for p in standing(report, "tokens")["places"]}
-    assert list(places) == ["out-sweep/a", "out-sweep/c", "out-sweep/b"] and all(p["seeds"] == 3 for p in places.values())
+    assert list(places) == ["out-sweep/a", "out-sweep/c", "out-sweep/b"] and all(
+        p["seeds"] == 3 for p in places.values()
+    )
     finals = [loss_of(floor, 100) / math.log(2) / 4 for floor in (3.2, 3.21, 3.22)]
     assert places["out-sweep/b"]["mean"] == pytest.approx(sum(finals) / 3)
-    assert places["out-sweep/b"]["spread"] == pytest.approx(finals[1] - finals[0])  # of three equidistant values
-    assert places["out-sweep/b"]["larger_than_noise"] is True and places["out-sweep/c"]["larger_than_noise"] is False
+    assert places["out-sweep/b"]["spread"] == pytest.approx(
+        finals[1] - finals[0]
+    )  # of three equidistant values
+    assert (
+        places["out-sweep/b"]["larger_than_noise"] is True
+        and places["out-sweep/c"]["larger_than_noise"] is False
+    )
     assert places["out-sweep/b"]["differs_in"] == ["learning_rate"]
     assert report["config_diff"]["fields"] == {"learning_rate": [2e-3, 1e-3, 3e-3]}  # the best run first
-    assert "differ in learning_rate only" in out and "out-sweep/b-again: seed and configuration of another run" in out
+    assert (
+        "differ in learning_rate only" in out
+        and "out-sweep/b-again: seed and configuration of another run" in out
+    )
     assert any("leads out-sweep/c" in line and "within the noise" in line for line in report["summary"])
 
 
@@ -467,14 +528,22 @@ def test_what_does_not_change_a_run_makes_no_other_configuration(capsys):
 
     assert set(HOUSEKEEPING) <= set(TRAIN_FIELDS)
     three_seeds("out-sweep/a", [3.0, 3.01])
-    write_log("out-sweep/a-seed2", floor=3.02, train={"seed": 2, "dashboard": True, "tensorboard_log": True, "keep_last": 9})
+    write_log(
+        "out-sweep/a-seed2",
+        floor=3.02,
+        train={"seed": 2, "dashboard": True, "tensorboard_log": True, "keep_last": 9},
+    )
     _, _, report = run(capsys, "out-sweep")
     assert [place["seeds"] for place in standing(report, "tokens")["places"]] == [3]
 
 
 def test_two_changes_at_once_are_said(capsys):
     llama = {"position_encoding": "rope", "rope_theta": 5e5, "rope_scaling": "none", "d_ff": 10}
-    write_log("out-a", model={**llama, "position_encoding": "learned", "rope_theta": 1e4}, train={"seed": 1, "keep_last": 1})
+    write_log(
+        "out-a",
+        model={**llama, "position_encoding": "learned", "rope_theta": 1e4},
+        train={"seed": 1, "keep_last": 1},
+    )
     write_log("out-b", floor=3.1, model={**llama, "d_ff": 12}, train={"seed": 1, "keep_last": 2})
     out, _, report = run(capsys, "out-a", "out-b")
     assert report["config_diff"] == {  # learned positions have no theta
@@ -549,7 +618,10 @@ def test_skipped_steps(how, expected, capsys):
 
 
 def test_energy_is_a_column_where_a_device_reports_it(capsys):
-    write_log("out-a", lines=['{"event": "train", "step": 105, "loss": 3.0, "tokens": 105000, "energy_j": 1234567.0}\n'])
+    write_log(
+        "out-a",
+        lines=['{"event": "train", "step": 105, "loss": 3.0, "tokens": 105000, "energy_j": 1234567.0}\n'],
+    )
     assert "1,234.6" in run(capsys, "out-a")[0]
     write_log("out-b")
     assert "energy" not in run(capsys, "out-b")[0]
@@ -592,7 +664,10 @@ def test_picture(three, capsys, monkeypatch):
     assert (tokens.get_xlabel(), flops.get_xlabel()) == ("Training tokens", "Training compute (FLOPs)")
     assert seconds.get_xlabel() == "Training time (h:mm:ss)"
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels[:3] == ["Qwen3, out/qwen3", "GPT-2, out-gpt2", "LLaMA-3, out-llama3"] and labels[-1] == "crashed"
+    assert (
+        labels[:3] == ["Qwen3, out/qwen3", "GPT-2, out-gpt2", "LLaMA-3, out-llama3"]
+        and labels[-1] == "crashed"
+    )
     for ax, per_token in ((tokens, 1), (flops, 7e8), (seconds, 0.2 / 1000)):
         (cross,) = [line for line in ax.lines if line.get_marker() == "x"]
         assert list(cross.get_xdata()) == pytest.approx([40_000 * per_token])
@@ -670,7 +745,10 @@ def test_exit_code_of_the_command(tmp_path):
     command = [sys.executable, str(ROOT / "compare_architectures.py"), "nowhere"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("compare_architectures.py: nowhere is not there") and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("compare_architectures.py: nowhere is not there")
+        and done.stderr.count("\n") == 1
+    )
 
 
 def test_without_matplotlib_the_table_is_there(capsys, monkeypatch):

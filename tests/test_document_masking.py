@@ -1,5 +1,5 @@
-"""document_masking: a packed row gives what its documents give one by one, in logits, loss and gradients, and nothing is
-compiled again for another batch."""
+"""document_masking: a packed row gives what its documents give one by one, in logits, loss and gradients,
+and nothing is compiled again for another batch."""
 
 import numpy as np
 import pytest
@@ -10,20 +10,33 @@ from torch._dynamo.testing import CompileCounter
 from model_builder import ConfigurableGPT
 from model_components import attend_flex, attend_manual, document_mask, flex_document_mask
 from model_config import PRESET_CONFIGS, get_preset_config
-from training.data import document_starts
+from tokens.data import document_starts
 
 VOCAB, EOT, T = 61, 7, 32
-HEADS = {"gpt2": {}, "llama2": {}, "llama3": dict(num_key_value_heads=2), "qwen3": dict(num_key_value_heads=2, head_dim=16)}
+HEADS = {
+    "gpt2": {},
+    "llama2": {},
+    "llama3": dict(num_key_value_heads=2),
+    "qwen3": dict(num_key_value_heads=2, head_dim=16),
+}
 
 
 def build(preset: str, backend: str = "manual", **changes: object) -> ConfigurableGPT:
-    shape = dict(n_layer=2, n_embd=64, n_head=4, block_size=T, vocab_size=VOCAB, init_std=0.1, attention_backend=backend)
+    shape = dict(
+        n_layer=2,
+        n_embd=64,
+        n_head=4,
+        block_size=T,
+        vocab_size=VOCAB,
+        init_std=0.1,
+        attention_backend=backend,
+    )
     return ConfigurableGPT(get_preset_config(preset, **{**shape, **HEADS[preset], **changes}), seed=3)
 
 
 def packed(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """ids, targets and document starts [4, T]. Rows begin and end inside a document; one document is an end of text alone,
-    one row has no end of text, one begins with it."""
+    """ids, targets and document starts [4, T]. Rows begin and end inside a document; one document is an end
+    of text alone, one row has no end of text, one begins with it."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(EOT + 1, VOCAB, (4, T + 1))
     for row in (0, 1):
@@ -91,7 +104,9 @@ def test_a_document_does_not_hear_of_the_others():
     row, begin, end = max(documents(ids[:1]), key=lambda d: d[1] * (d[2] - d[1]))
     assert begin > 0
     other = ids.clone()
-    other[row, : begin - 1] = (other[row, : begin - 1] + 1) % VOCAB  # the starts are given, so these may be anything
+    other[row, : begin - 1] = (
+        other[row, : begin - 1] + 1
+    ) % VOCAB  # the starts are given, so these may be anything
     assert torch.equal(model(other, document_starts=starts)[0][row, begin:end], logits[row, begin:end])
 
 
@@ -105,7 +120,9 @@ def test_the_mask_of_flex_attention_is_the_same_mask(heads, monkeypatch):
     k, v = (torch.randn(4, heads, T, 16, generator=generator) for _ in range(2))
     dense = document_mask(starts, build("gpt2").config, training=False)
     assert dense.shape == (4, 1, T, T) and dense.dtype == torch.bool
-    torch.testing.assert_close(attend_flex(q, k, v, flex_document_mask(starts)), attend_manual(q, k, v, 0.0, dense))
+    torch.testing.assert_close(
+        attend_flex(q, k, v, flex_document_mask(starts)), attend_manual(q, k, v, 0.0, dense)
+    )
 
 
 def compilations(model: ConfigurableGPT, batches: list[tuple[torch.Tensor, ...]]) -> int:
@@ -127,7 +144,9 @@ def test_one_graph_serves_every_batch(preset, backend):
 
 
 def test_one_graph_serves_every_batch_with_flex_attention(monkeypatch):
-    monkeypatch.setattr("model_builder.document_mask", lambda starts, config, training: flex_document_mask(starts))
+    monkeypatch.setattr(
+        "model_builder.document_mask", lambda starts, config, training: flex_document_mask(starts)
+    )
     torch.compiler.reset()
     counter = CompileCounter()
     model = build("qwen3").requires_grad_(False)  # flex attention has no backward on a CPU

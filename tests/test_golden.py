@@ -1,6 +1,6 @@
-"""Ten steps of training a tiny model of each preset give the losses of golden/losses.json, so that no change of the model, its
-initial weights or its gradients goes unseen. After a change that is meant to move them, say why in its commit and write
-them anew with
+"""Ten steps of training a tiny model of each preset give the losses of golden/losses.json, so that no
+change of the model, its initial weights or its gradients goes unseen. After a change that is meant to move
+them, say why in its commit and write them anew with
 
     python tests/test_golden.py --update
 """
@@ -30,7 +30,8 @@ HEADS = {
 
 
 def golden_losses(preset: str) -> list[float]:
-    """fp32 on the CPU: 10 steps of AdamW on batches of 4 x 32 tokens, each a walk of fixed stride through the vocabulary."""
+    """fp32 on the CPU: 10 steps of AdamW on batches of 4 x 32 tokens, each a walk of fixed stride through
+    the vocabulary."""
     model = ConfigurableGPT(get_preset_config(preset, **SHAPE, **HEADS[preset]), seed=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     rng = np.random.default_rng(1)
@@ -61,4 +62,6 @@ if __name__ == "__main__":
         sys.exit(__doc__)
     torch.set_num_threads(1)
     GOLDEN.parent.mkdir(exist_ok=True)
-    GOLDEN.write_text(json.dumps({preset: golden_losses(preset) for preset in PRESET_CONFIGS}, indent=1) + "\n")
+    GOLDEN.write_text(
+        json.dumps({preset: golden_losses(preset) for preset in PRESET_CONFIGS}, indent=1) + "\n"
+    )

@@ -1,4 +1,5 @@
-"""scripts/import_hf.py and export_hf.py: a trained run goes to transformers and back, and both generate the same text."""
+"""scripts/import_hf.py and export_hf.py: a trained run goes to transformers and back, and both generate the
+same text."""
 
 import json
 import subprocess
@@ -23,7 +24,8 @@ PROMPT = "def main("
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """(run folder, exported folder) of config/quickstart.py after a few steps, on a corpus that is made here."""
+    """(run folder, exported folder) of config/quickstart.py after a few steps, on a corpus that is made
+    here."""
     root = tmp_path_factory.mktemp("quickstart")
     words = "def main ( self , name = None ) : return value import os class Reader for item in items".split()
     for n in range(60):
@@ -31,11 +33,17 @@ def quickstart(tmp_path_factory):
         lines = [" ".join(words[(n * 7 + i * k) % len(words)] for k in range(1, 9)) for i in range(60)]
         (root / "source" / f"p{n % 7}" / f"m{n}.py").write_text("\n".join(lines) + "\n")
     embedded.prepare(root / "data", vocab_size=400, source=root / "source")
-    flags = (
-        f"--max_iters=4 --warmup_iters=1 --vocab_size=400 --n_layer=2 --block_size=64 --eval_iters=1 --dataset={root / 'data'}"
-    )
+    flags = f"--max_iters=4 --warmup_iters=1 --vocab_size=400 --n_layer=2 --block_size=64 --eval_iters=1 --dataset={root / 'data'}"
     assert (
-        train.main([str(ROOT / "config" / "quickstart.py"), *flags.split(), "--device=cpu", f"--out_dir={root / 'run'}"]) == 0
+        train.main(
+            [
+                str(ROOT / "config" / "quickstart.py"),
+                *flags.split(),
+                "--device=cpu",
+                f"--out_dir={root / 'run'}",
+            ]
+        )
+        == 0
     )
     assert export_hf.main([f"--out_dir={root / 'run'}", f"--to={root / 'exported'}"]) == 0
     return root / "run", root / "exported"
@@ -46,7 +54,15 @@ def test_transformers_generates_the_text_of_sample(quickstart, capsys):
 
     run, exported = quickstart
     assert (
-        sample.main([f"--out_dir={run}", f"--prompt={PROMPT}", "--max_new_tokens=40", "--temperature=0", "--dtype=float32"])
+        sample.main(
+            [
+                f"--out_dir={run}",
+                f"--prompt={PROMPT}",
+                "--max_new_tokens=40",
+                "--temperature=0",
+                "--dtype=float32",
+            ]
+        )
         == 0
     )
     ours = capsys.readouterr().out.removesuffix("\n")
@@ -54,7 +70,9 @@ def test_transformers_generates_the_text_of_sample(quickstart, capsys):
     assert not any(info.values())
     tokenizer = AutoTokenizer.from_pretrained(exported)
     inputs = tokenizer(PROMPT, return_tensors="pt")
-    theirs = tokenizer.decode(model.generate(**inputs, max_new_tokens=40, do_sample=False)[0], skip_special_tokens=True)
+    theirs = tokenizer.decode(
+        model.generate(**inputs, max_new_tokens=40, do_sample=False)[0], skip_special_tokens=True
+    )
     assert ours == theirs and len(ours) > len(PROMPT) + 10
     assert model.generation_config.eos_token_id == [0] and tokenizer.eos_token_id == 0
 
@@ -64,7 +82,10 @@ def test_import_is_the_inverse_of_export(quickstart, tmp_path, capsys):
     assert import_hf.main([f"--model={exported}", f"--out_dir={tmp_path / 'back'}"]) == 0
     flags = [f"--prompt={PROMPT}", "--max_new_tokens=20", "--temperature=0"]
     capsys.readouterr()
-    texts = [sample.main([f"--out_dir={folder}", *flags]) or capsys.readouterr().out for folder in (run, tmp_path / "back")]
+    texts = [
+        sample.main([f"--out_dir={folder}", *flags]) or capsys.readouterr().out
+        for folder in (run, tmp_path / "back")
+    ]
     assert texts[0] == texts[1]
     paths = [checkpoint.find_checkpoint(folder) for folder in (run, tmp_path / "back")]
     models = []
@@ -78,13 +99,21 @@ def test_import_is_the_inverse_of_export(quickstart, tmp_path, capsys):
     assert "holds the checkpoints of a run" in capsys.readouterr().err
     with pytest.raises(SystemExit):  # what can be done instead is said
         data = f"--dataset={run.parent / 'data'}"
-        train.main([str(ROOT / "config/quickstart.py"), data, "--vocab_size=400", f"--out_dir={tmp_path / 'back'}"])
+        train.main(
+            [str(ROOT / "config/quickstart.py"), data, "--vocab_size=400", f"--out_dir={tmp_path / 'back'}"]
+        )
     assert f"pass --init_from=hf:{exported} and another --out_dir" in capsys.readouterr().err
 
 
 def test_the_reader_of_a_sample_may_leave(quickstart):
     run, _ = quickstart
-    command = [sys.executable, str(ROOT / "sample.py"), f"--out_dir={run}", "--max_new_tokens=64", "--device=cpu"]
+    command = [
+        sys.executable,
+        str(ROOT / "sample.py"),
+        f"--out_dir={run}",
+        "--max_new_tokens=64",
+        "--device=cpu",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         child.stdout.close()
         assert child.stderr.read() == b"" and child.wait() == 0
@@ -97,7 +126,10 @@ def test_options_of_the_export(quickstart, tmp_path, capsys):
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
     assert len(list((tmp_path / "half").glob("model-*.safetensors"))) > 2
     full, half = load_hf(exported), load_hf(tmp_path / "half")
-    assert all(torch.equal(p.bfloat16().float(), q) for p, q in zip(full.parameters(), half.parameters(), strict=True))
+    assert all(
+        torch.equal(p.bfloat16().float(), q)
+        for p, q in zip(full.parameters(), half.parameters(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,7 +148,9 @@ def test_options_of_the_export(quickstart, tmp_path, capsys):
         (import_hf, ["--model={exported}"], "--out_dir=OUT is missing"),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(script, flags, word, quickstart, tmp_path, capsys, monkeypatch):
+def test_bad_input_is_one_line_and_writes_nothing(
+    script, flags, word, quickstart, tmp_path, capsys, monkeypatch
+):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     run, exported = quickstart
     with pytest.raises(SystemExit) as stopped:

@@ -92,7 +92,9 @@ def test_initial_weights_are_a_function_of_seed_and_name():
 
 
 def test_the_table_of_initial_weights():
-    model = ConfigurableGPT(tiny(n_embd=256, d_ff=512, vocab_size=999, bias=True, weight_tying=False, init_std=0.03), seed=0)
+    model = ConfigurableGPT(
+        tiny(n_embd=256, d_ff=512, vocab_size=999, bias=True, weight_tying=False, init_std=0.03), seed=0
+    )
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             assert (p == 0).all(), name
@@ -144,7 +146,10 @@ def test_no_valid_target_gives_no_gradient():
 
 def test_tied_weights_are_one_parameter():
     assert "lm_head.weight" not in dict(ConfigurableGPT(tiny()).named_parameters())
-    assert ConfigurableGPT(tiny(weight_tying=False)).get_num_params() - ConfigurableGPT(tiny()).get_num_params() == 61 * 32
+    assert (
+        ConfigurableGPT(tiny(weight_tying=False)).get_num_params() - ConfigurableGPT(tiny()).get_num_params()
+        == 61 * 32
+    )
 
 
 # field -> (a value, another value, what else must be set for it to matter)
@@ -192,20 +197,25 @@ def built(config: ModelArchitectureConfig) -> tuple[list, torch.Tensor]:
 @pytest.mark.parametrize("field", KNOBS)
 def test_every_knob_turns(field):
     one, other, extra = KNOBS[field]
-    (shapes, logits), (other_shapes, other_logits) = (built(tiny(**extra, **{field: v})) for v in (one, other))
-    assert shapes != other_shapes or not torch.allclose(logits, other_logits, atol=1e-6), f"{field} does nothing"
+    (shapes, logits), (other_shapes, other_logits) = (
+        built(tiny(**extra, **{field: v})) for v in (one, other)
+    )
+    assert shapes != other_shapes or not torch.allclose(logits, other_logits, atol=1e-6), (
+        f"{field} does nothing"
+    )
 
 
 def test_the_table_has_every_knob():
-    # Neither backend changes what is computed; test_model_components.py and test_model_loss.py show that they are obeyed, and
-    # z_loss, too, which changes the loss and no logit
+    # Neither backend changes what is computed; test_model_components.py and test_model_loss.py show that
+    # they are obeyed, and z_loss, too, which changes the loss and no logit
     assert set(KNOBS) | {"attention_backend", "loss_backend", "z_loss"} == {
         f.name for f in dataclasses.fields(ModelArchitectureConfig)
     }
 
 
 def test_the_embeddings_gradient_has_the_same_bits_in_every_run():
-    """Of rows that occur several times; torch's own sum, compiled, is in the order in which its threads come."""
+    """Of rows that occur several times; torch's own sum, compiled, is in the order in which its threads
+    come."""
     ids = torch.randint(3, (4, 2048), generator=torch.Generator().manual_seed(0))
     weight = torch.zeros(8, 16, requires_grad=True)
     scale = torch.randn(4, 2048, 16, generator=torch.Generator().manual_seed(1))
@@ -221,7 +231,9 @@ def test_the_embeddings_gradient_has_the_same_bits_in_every_run():
         for apply in (Embedding.apply, torch.compile(Embedding.apply, fullgraph=True, dynamic=False)):
             first = gradient(apply)
             assert all(gradient(apply).equal(first) for _ in range(20))
-            expected = 2 + torch.zeros(8, 16).double().index_add(0, ids.flatten(), scale.flatten(0, 1).double())
+            expected = 2 + torch.zeros(8, 16).double().index_add(
+                0, ids.flatten(), scale.flatten(0, 1).double()
+            )
             torch.testing.assert_close(first.double(), expected, rtol=1e-5, atol=1e-4)
     finally:
         torch.set_num_threads(threads)
@@ -229,7 +241,8 @@ def test_the_embeddings_gradient_has_the_same_bits_in_every_run():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_second_derivatives_are_those_of_plain_operators(tied):
-    """A Hessian times a vector, in fp32 through oneDNN's matmuls, beside torch's own embedding and matmuls in fp64."""
+    """A Hessian times a vector, in fp32 through oneDNN's matmuls, beside torch's own embedding and matmuls
+    in fp64."""
     model = ConfigurableGPT(tiny(weight_tying=tied, block_size=64))
     ids = torch.randint(61, (2, 64), generator=torch.Generator().manual_seed(0))
     along = [torch.randn_like(p) for p in model.parameters()]

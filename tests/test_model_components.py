@@ -1,4 +1,5 @@
-"""model_components.py: the registries, every combination of choices, the attention backends, RoPE and the KV cache."""
+"""model_components.py: the registries, every combination of choices, the attention backends, RoPE and the
+KV cache."""
 
 import importlib
 import itertools
@@ -37,12 +38,22 @@ from model_config import PRESET_CONFIGS, ModelArchitectureConfig, get_preset_con
 
 CPU = torch.device("cpu")
 TINY = dict(
-    n_layer=2, n_head=4, n_embd=16, num_key_value_heads=2, head_dim=4, d_ff=24, block_size=12, vocab_size=31, init_std=0.2
+    n_layer=2,
+    n_head=4,
+    n_embd=16,
+    num_key_value_heads=2,
+    head_dim=4,
+    d_ff=24,
+    block_size=12,
+    vocab_size=31,
+    init_std=0.2,
 )
 
 
 def tiny(preset="qwen3", **fields):
-    return get_preset_config(preset, **TINY | dict(num_key_value_heads=4 if preset in ("gpt2", "llama2") else 2) | fields)
+    return get_preset_config(
+        preset, **TINY | dict(num_key_value_heads=4 if preset in ("gpt2", "llama2") else 2) | fields
+    )
 
 
 def choices(field):
@@ -61,7 +72,9 @@ def test_a_registry_holds_what_the_config_names_and_nothing_else():
     assert set(ACTIVATIONS) == set(choices("activation"))
     assert set(FFNS) == set(choices("ffn_type"))
     assert set(ATTENTION_BACKENDS) == set(choices("attention_backend")) - {"auto"}
-    assert set(FLASH_PACKAGES) == {name for name in choices("attention_backend") if name.startswith("flash_attn")}
+    assert set(FLASH_PACKAGES) == {
+        name for name in choices("attention_backend") if name.startswith("flash_attn")
+    }
     for position in choices("position_encoding"):
         model = ConfigurableGPT(tiny(position_encoding=position))
         built = (model.position_embedding is not None, model.rope is not None)
@@ -73,7 +86,9 @@ def test_norms_and_activations_are_the_written_out_ones():
     norm = RMSNorm(8, eps=0.1)
     with torch.no_grad():
         norm.weight.copy_(torch.arange(8.0))
-    torch.testing.assert_close(norm(x), x / (x.pow(2).mean(-1, keepdim=True) + 0.1).sqrt() * torch.arange(8.0))
+    torch.testing.assert_close(
+        norm(x), x / (x.pow(2).mean(-1, keepdim=True) + 0.1).sqrt() * torch.arange(8.0)
+    )
     assert norm(x.bfloat16()).dtype == torch.bfloat16
     tanh = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     torch.testing.assert_close(ACTIVATIONS["gelu_tanh"](x), tanh)
@@ -102,7 +117,8 @@ AXES = dict(
 
 
 def covering(axes):
-    """Combinations in which each triple of values of each three axes occurs: 9,216 in all, some hundred here."""
+    """Combinations in which each triple of values of each three axes occurs: 9,216 in all, some hundred
+    here."""
     product = list(itertools.product(*axes.values()))
     random.Random(0).shuffle(product)
     seen: set = set()
@@ -148,7 +164,9 @@ def plain_attention(q, k, v):
     return torch.stack(rows, dim=2).float()
 
 
-@pytest.mark.parametrize("backend", ["manual", "sdpa", *sorted(PREFERRED_KERNELS)])  # the last fall back to what the CPU has
+@pytest.mark.parametrize(
+    "backend", ["manual", "sdpa", *sorted(PREFERRED_KERNELS)]
+)  # the last fall back to what the CPU has
 @pytest.mark.parametrize("K", [4, 2, 1])  # MHA, GQA, MQA of four query heads
 @pytest.mark.parametrize("T, S", [(1, 1), (7, 7), (1, 9), (3, 9), (8, 9)])
 @pytest.mark.parametrize("rows", [3, 128])
@@ -185,7 +203,9 @@ def test_no_token_sees_the_future(preset, backend):
         changed[:, t] = (changed[:, t] + 1) % 31
         after = model(changed)[0]
         torch.testing.assert_close(after[:, :t], before[:, :t], rtol=0, atol=1e-6)
-        assert (after[:, t:] - before[:, t:]).abs().amax(-1).min() > 1e-4  # and every later one sees the change
+        assert (after[:, t:] - before[:, t:]).abs().amax(
+            -1
+        ).min() > 1e-4  # and every later one sees the change
 
 
 def test_the_auto_table():
@@ -221,16 +241,23 @@ def test_flash_attention_falls_back_on_cpu_with_one_line(backend, log):
         results.append([m(ids)[0], loss, *(p.grad for p in m.parameters())])
     for got, expected in zip(*results, strict=True):
         assert got.equal(expected)
-    assert log == [f"attention_backend='{backend}' cannot run here: it needs a CUDA device, the tensors are on cpu; using sdpa"]
+    assert log == [
+        f"attention_backend='{backend}' cannot run here: it needs a CUDA device, the tensors are on cpu; using sdpa"
+    ]
 
 
 def test_why_a_flash_backend_cannot_run(log, monkeypatch):
     for name, (package, _) in FLASH_PACKAGES.items():
-        monkeypatch.setitem(sys.modules, package.split(".")[0], None)  # not installed, whatever this machine has
+        monkeypatch.setitem(
+            sys.modules, package.split(".")[0], None
+        )  # not installed, whatever this machine has
         assert "float32" in backend_problem(name, "cuda", torch.float32)
         problem = backend_problem(name, "cuda", torch.bfloat16, dropout=0.1)
         assert ("no dropout" in problem) == (name != "flash_attn_2")
-    assert backend_problem("sdpa", "cpu", torch.float64) is None and backend_problem("manual", "cuda", torch.float32) is None
+    assert (
+        backend_problem("sdpa", "cpu", torch.float64) is None
+        and backend_problem("manual", "cuda", torch.float32) is None
+    )
 
 
 @pytest.mark.parametrize("name", ["flash_attn_2", "flash_attn_3", "flash_attn_4"])
@@ -274,14 +301,18 @@ def test_one_graph_under_compile(backend, log):
 @pytest.mark.parametrize("backend", sorted(PREFERRED_KERNELS))
 def test_a_preferred_kernel_is_torchs_first(backend, monkeypatch):
     first = []
-    monkeypatch.setattr(model_components, "attend_sdpa", lambda *a: first.append(torch._C._get_sdp_priority_order()[0]))
+    monkeypatch.setattr(
+        model_components, "attend_sdpa", lambda *a: first.append(torch._C._get_sdp_priority_order()[0])
+    )
     ATTENTION_BACKENDS[backend](None, None, None, 0.0)
     assert first == [int(PREFERRED_KERNELS[backend])]
 
 
 @pytest.mark.parametrize("backend", sorted(PREFERRED_KERNELS))
 def test_one_graph_with_a_kernel_that_is_preferred(backend, monkeypatch):
-    monkeypatch.setattr(model_components, "backend_problem", lambda *a: None)  # as on a GPU; torch goes on to what is here
+    monkeypatch.setattr(
+        model_components, "backend_problem", lambda *a: None
+    )  # as on a GPU; torch goes on to what is here
     test_one_graph_under_compile(backend, [])
 
 
@@ -317,7 +348,9 @@ def test_rope_tables_against_50_digits():
 def test_rotate_is_the_half_split_rotation():
     cos, sin = RoPE(rope_config())(3, 5)
     x = torch.randn(2, 4, 5, 16, generator=torch.Generator().manual_seed(0))
-    as_complex = torch.complex(x[..., :8], x[..., 8:]) * torch.complex(cos, sin)  # element i turns with element i + D/2
+    as_complex = torch.complex(x[..., :8], x[..., 8:]) * torch.complex(
+        cos, sin
+    )  # element i turns with element i + D/2
     torch.testing.assert_close(rotate(x, cos, sin), torch.cat((as_complex.real, as_complex.imag), -1))
     assert rotate(x.bfloat16(), cos, sin).dtype == torch.float32
 
@@ -342,7 +375,11 @@ def test_rope_tables_survive_casts_and_the_meta_device(scaling):
     for model in models:
         assert model.rope.cos.is_meta and model.rope.cos.dtype == torch.float32
         init_weights(model.to_empty(device="cpu"), 0)
-    models += [ConfigurableGPT(config).bfloat16(), ConfigurableGPT(config).to(torch.float16), ConfigurableGPT(config).double()]
+    models += [
+        ConfigurableGPT(config).bfloat16(),
+        ConfigurableGPT(config).to(torch.float16),
+        ConfigurableGPT(config).double(),
+    ]
     models += [ConfigurableGPT(config).bfloat16().float()]
     for model in models:
         assert model.rope.cos.dtype == model.rope.sin.dtype == torch.float32
@@ -351,13 +388,17 @@ def test_rope_tables_survive_casts_and_the_meta_device(scaling):
     assert not any("rope" in name for name in models[0].state_dict())
 
 
-@pytest.mark.parametrize("theta, factor, low, high, original", [(5e5, 8.0, 1.0, 4.0, 8192), (1e4, 32.0, 1.5, 7.0, 300)])
+@pytest.mark.parametrize(
+    "theta, factor, low, high, original", [(5e5, 8.0, 1.0, 4.0, 8192), (1e4, 32.0, 1.5, 7.0, 300)]
+)
 def test_llama3_scaling_is_that_of_transformers(theta, factor, low, high, original):
     config = rope_config(
         head_dim=128, rope_theta=theta, rope_scaling="llama3", rope_scaling_factor=factor, rope_low_freq_factor=low,
         rope_high_freq_factor=high, rope_original_block_size=original,
     )  # fmt: skip
-    parameters = dict(rope_type="llama3", rope_theta=theta, factor=factor, low_freq_factor=low, high_freq_factor=high)
+    parameters = dict(
+        rope_type="llama3", rope_theta=theta, factor=factor, low_freq_factor=low, high_freq_factor=high
+    )
     parameters |= dict(original_max_position_embeddings=original)
     twin = LlamaConfig(hidden_size=256, num_attention_heads=2, head_dim=128, rope_parameters=parameters)
     expected, attention_factor = ROPE_INIT_FUNCTIONS["llama3"](twin, CPU)
@@ -398,7 +439,8 @@ def test_the_cache_holds_key_value_heads_only():
 
 @pytest.mark.parametrize("preset", PRESET_CONFIGS)
 def test_rows_of_different_lengths_share_a_cache(preset):
-    """Prompts padded on the right, then a token a row at positions of their own: each row as it would be alone."""
+    """Prompts padded on the right, then a token a row at positions of their own: each row as it would be
+    alone."""
     config = tiny(preset)
     model = ConfigurableGPT(config)
     ids = random_ids(3, 12)

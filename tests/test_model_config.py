@@ -24,8 +24,22 @@ OFFICIAL = {
     "llama3": (32, 4096, 32, 8, 128, 14336, 8192, 128256, 1e-5, "rope", 5e5),
     "qwen3": (28, 1024, 16, 8, 128, 3072, 32768, 151936, 1e-6, "rope", 1e6),
 }
-GPT2 = dict(normalization="layernorm", activation="gelu_tanh", ffn_type="standard", bias=True, weight_tying=True, qk_norm=False)
-LLAMA = dict(normalization="rmsnorm", activation="silu", ffn_type="swiglu", bias=False, weight_tying=False, qk_norm=False)
+GPT2 = dict(
+    normalization="layernorm",
+    activation="gelu_tanh",
+    ffn_type="standard",
+    bias=True,
+    weight_tying=True,
+    qk_norm=False,
+)
+LLAMA = dict(
+    normalization="rmsnorm",
+    activation="silu",
+    ffn_type="swiglu",
+    bias=False,
+    weight_tying=False,
+    qk_norm=False,
+)
 CHOICES = {"gpt2": GPT2, "llama2": LLAMA, "llama3": LLAMA, "qwen3": LLAMA | dict(qk_norm=True)}
 
 
@@ -127,7 +141,9 @@ print('✓ Qwen3 model construction passed')
 """]  # fmt: skip
 
 
-@pytest.mark.parametrize("code, said", [(ONE_LINERS[0], "Qwen3 preset: Qwen3"), (ONE_LINERS[1], "Parameters: 751.63M")])
+@pytest.mark.parametrize(
+    "code, said", [(ONE_LINERS[0], "Qwen3 preset: Qwen3"), (ONE_LINERS[1], "Parameters: 751.63M")]
+)
 def test_the_one_liners_of_the_seed_plan(code, said):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and said in done.stdout and "passed" in done.stdout, done.stderr

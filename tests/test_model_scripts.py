@@ -21,7 +21,9 @@ MODELS = [("gpt2", True), ("llama2", False), ("llama3", True), ("qwen3", True), 
 
 
 def tiny(preset, tied, **options):
-    shape = dict(n_layer=2, n_embd=32, n_head=4, num_key_value_heads=4 if preset == "gpt2" else 2, head_dim=8, d_ff=48)
+    shape = dict(
+        n_layer=2, n_embd=32, n_head=4, num_key_value_heads=4 if preset == "gpt2" else 2, head_dim=8, d_ff=48
+    )
     shape |= dict(block_size=64, vocab_size=360, weight_tying=tied, init_std=0.2)
     return ConfigurableGPT(get_preset_config(preset, **shape | options), seed=0).eval()
 
@@ -30,7 +32,10 @@ def tiny(preset, tied, **options):
 def tokenizer_folder(tmp_path_factory):
     """A byte-level BPE with merges inside ASCII, outside, and across."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     trainer = trainers.BpeTrainer(
         vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
@@ -59,7 +64,9 @@ def test_a_pruned_model_gives_the_logits_of_the_full_one(key, exported, tmp_path
     kept = json.loads((to / "kept_ids.json").read_text())
     full, pruned = load_hf(exported[key]), load_hf(to)
     rows = 1 if key[1] else 2
-    assert full.get_num_params() - pruned.get_num_params() == rows * (360 - len(kept)) * 32 and len(kept) < 308
+    assert (
+        full.get_num_params() - pruned.get_num_params() == rows * (360 - len(kept)) * 32 and len(kept) < 308
+    )
     assert f"{pruned.get_num_params():,} of {full.get_num_params():,} parameters" in said
     ids = torch.arange(40)[None] % len(kept)
     with torch.no_grad():
@@ -116,7 +123,9 @@ def test_log_likelihoods_are_sums_of_the_models_own():
     model = tiny("qwen3", True, block_size=16)
     pairs = [([3, 1, 4], [1, 5]), ([9], [2, 6, 5]), (list(range(30)), [40, 41, 42]), ([7], list(range(16)))]
     for batch_size in (1, 3):
-        for (context, continuation), got in zip(pairs, log_likelihoods(model, pairs, batch_size), strict=True):
+        for (context, continuation), got in zip(
+            pairs, log_likelihoods(model, pairs, batch_size), strict=True
+        ):
             ids = torch.tensor([*context, *continuation])[-17:]
             with torch.no_grad():
                 table = model(ids[None, :-1])[0][0].log_softmax(-1)
@@ -185,9 +194,17 @@ def test_score_on_a_file(exported, tmp_path, capsys):
     ("script", "flags", "words"),
     [
         (prune_vocabulary, [], "--model=... is missing"),
-        (prune_vocabulary, ["--model={m}", "--vocabulary={tmp}/good.jsonl", "--to={tmp}/x"], "is not a vocabulary"),
+        (
+            prune_vocabulary,
+            ["--model={m}", "--vocabulary={tmp}/good.jsonl", "--to={tmp}/x"],
+            "is not a vocabulary",
+        ),
         (prune_vocabulary, ["--model={m}", "--vocabulary={tmp}/none", "--to={tmp}/x"], "none"),
-        (prune_vocabulary, ["--model={m}", "--vocabulary={tmp}/other.json", "--to={tmp}/x"], "made from another tokenizer"),
+        (
+            prune_vocabulary,
+            ["--model={m}", "--vocabulary={tmp}/other.json", "--to={tmp}/x"],
+            "made from another tokenizer",
+        ),
         (prune_vocabulary, ["--model={m}", "--vocabulary={tmp}/other.json", "--to={tmp}"], "is not empty"),
         (check_model, [], "--model=DIR_OR_ID is missing"),
         (check_model, ["--model=/no/such"], "/no/such is not a folder"),
@@ -208,7 +225,9 @@ def test_score_on_a_file(exported, tmp_path, capsys):
 def test_bad_input_is_one_line(script, flags, words, exported, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "lm_eval", None)  # not installed
     question = {"question": "q", "choices": ["a", "b"]}
-    (tmp_path / "bad.jsonl").write_text(json.dumps(question | {"answer": 1}) + "\n" + json.dumps(question | {"answer": 2}))
+    (tmp_path / "bad.jsonl").write_text(
+        json.dumps(question | {"answer": 1}) + "\n" + json.dumps(question | {"answer": 2})
+    )
     (tmp_path / "worse.jsonl").write_text("{")
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "good.jsonl").write_text('{"text": "a"}\n')
@@ -218,4 +237,9 @@ def test_bad_input_is_one_line(script, flags, words, exported, tmp_path, capsys,
     with pytest.raises(SystemExit) as stopped:
         script.main([flag.format(m=exported["qwen3", True], tmp=tmp_path) for flag in flags])
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1 and words in error and sorted(tmp_path.iterdir()) == before
+    assert (
+        stopped.value.code == 2
+        and error.count("\n") == 1
+        and words in error
+        and sorted(tmp_path.iterdir()) == before
+    )

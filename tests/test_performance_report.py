@@ -83,11 +83,15 @@ def test_a_row_of_the_report(monkeypatch, tmp_path):
     assert "bf16 1.20 (floor 1.15: reached; goal 1.3: not reached)." in text
 
 
-@pytest.mark.parametrize("speeds, ends_at", [([2.0, 2.0], 10.0), ([2.0, 1.0, 1.0], 10.0), ([1.0, 4.0, 2.0, 4.0, 1.0], 40.0)])
+@pytest.mark.parametrize(
+    "speeds, ends_at", [([2.0, 2.0], 10.0), ([2.0, 1.0, 1.0], 10.0), ([1.0, 4.0, 2.0, 4.0, 1.0], 40.0)]
+)
 def test_a_recipe_runs_again_where_the_machine_changed_its_speed(speeds, ends_at, monkeypatch):
     """20 steps first; then as many as end between 9 and 11 seconds; the last of four attempts stands."""
     left = iter(speeds)
-    monkeypatch.setattr(time_to_loss, "run", lambda w, f, c, steps, t: {"steps": steps, "seconds": steps / next(left)})
-    assert time_to_loss.timed([], {}, time_to_loss.BenchmarkConfig(), (9.0, 11.0), 64)["seconds"] == pytest.approx(
-        ends_at, abs=0.6
+    monkeypatch.setattr(
+        time_to_loss, "run", lambda w, f, c, steps, t: {"steps": steps, "seconds": steps / next(left)}
     )
+    assert time_to_loss.timed([], {}, time_to_loss.BenchmarkConfig(), (9.0, 11.0), 64)[
+        "seconds"
+    ] == pytest.approx(ends_at, abs=0.6)

@@ -1,5 +1,6 @@
-"""plan.py and the rooms below it: memory beside torch's own count, FLOPs beside FlopCounterMode, the arithmetic, the command.
-benchmarks/plan_memory.py holds the memory against resident memory, on one and two processes."""
+"""plan.py and the rooms below it: memory beside torch's own count, FLOPs beside FlopCounterMode, the
+arithmetic, the command. benchmarks/plan_memory.py holds the memory against resident memory, on one and two
+processes."""
 
 import json
 import os
@@ -10,16 +11,18 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import plan
+from hardware.gpus import GPUS, find_gpu, peak_flops_per_s
 from model_builder import ConfigurableGPT
 from model_config import PRESET_CONFIGS, get_preset_config
+from planning.memory import BatchMemory, largest_batch, parameters_by_part, simulated_step, step_memory
+from planning.scaling import BESIROGLU, HOFFMANN, best_shapes, parameters
+from tokens.shards import read_meta
 from training import flops
 from training.config import TrainConfig
-from training.gpus import GPUS, find_gpu
-from training.memory import BatchMemory, largest_batch, parameters_by_part, simulated_step, step_memory
-from training.scaling import BESIROGLU, HOFFMANN, best_shapes, parameters
-from training.shards import read_meta
 
-TINY = dict(n_layer=2, n_embd=64, d_ff=96, n_head=4, num_key_value_heads=2, head_dim=16, block_size=32, vocab_size=101)
+TINY = dict(
+    n_layer=2, n_embd=64, d_ff=96, n_head=4, num_key_value_heads=2, head_dim=16, block_size=32, vocab_size=101
+)
 TRAIN = TrainConfig(batch_size=3, gradient_accumulation_steps=4, dtype="bfloat16", compile=False)
 
 
@@ -28,7 +31,8 @@ def tiny(preset="qwen3", **changes):
 
 
 def saved_bytes(c, batch_size):
-    """What autograd keeps between a forward and a backward pass, parameters and tables aside, counted by torch's own hooks."""
+    """What autograd keeps between a forward and a backward pass, parameters and tables aside, counted by
+    torch's own hooks."""
     model = ConfigurableGPT(c)
     own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
     kept = {}
@@ -51,7 +55,8 @@ def test_activations_are_those_that_autograd_keeps(preset, backend):
     a, b = (tiny(preset, n_layer=n, attention_backend=backend) for n in (2, 5))
     kept = saved_bytes(b, 3) - saved_bytes(a, 3)
     assert kept == pytest.approx(
-        step_memory(b, TRAIN, device="cpu").activations - step_memory(a, TRAIN, device="cpu").activations, rel=0.02
+        step_memory(b, TRAIN, device="cpu").activations - step_memory(a, TRAIN, device="cpu").activations,
+        rel=0.02,
     )
 
 
@@ -90,7 +95,10 @@ SLOW = "SLOW" in os.environ  # make test-faults, which has time for all combinat
 @pytest.mark.parametrize("mode", ["none", "selective", "full"] if SLOW else ["selective"])
 @pytest.mark.parametrize("flags", STRATEGIES)
 def test_depth_is_a_line(mode, flags):
-    c, train = tiny(n_layer=6, attention_backend="sdpa"), replace(TRAIN, activation_checkpointing=mode, **flags)
+    c, train = (
+        tiny(n_layer=6, attention_backend="sdpa"),
+        replace(TRAIN, activation_checkpointing=mode, **flags),
+    )
     world_size = 2 if "optimizer" not in flags and flags else 1
     _, peaks = simulated_step(c, train, world_size, "cuda").at(train.batch_size)
     assert step_memory(c, train, world_size).total == pytest.approx(max(peaks.values()), rel=0.005)
@@ -99,13 +107,16 @@ def test_depth_is_a_line(mode, flags):
 @pytest.mark.parametrize("backend", ["auto", "chunked"] if SLOW else ["chunked"])
 @pytest.mark.parametrize("flags", STRATEGIES)
 def test_one_trace_answers_for_all_batches(flags, backend, monkeypatch):
-    """To the byte what a trace of the batch itself says: one, two, some chunks of the loss, and no whole number of them."""
-    monkeypatch.setattr("model_loss.CHUNK_BYTES", 2 * 101 * 70)  # 70 tokens; sequences have 32
+    """To the byte what a trace of the batch itself says: one, two, some chunks of the loss, and no whole
+    number of them."""
+    monkeypatch.setattr("operators.loss.CHUNK_BYTES", 2 * 101 * 70)  # 70 tokens; sequences have 32
     c, train = tiny(loss_backend=backend, attention_backend="sdpa"), replace(TRAIN, **flags)
     memory = BatchMemory(c, train, 2)
     for B in (1, 3, 7, 9):
         parts, peaks = simulated_step(c, replace(train, batch_size=B), 2, "cuda").at(B)
-        assert vars(memory(B)) | {"workspace": 0} == parts | {"workspace": 0} and memory(B).total == max(peaks.values())
+        assert vars(memory(B)) | {"workspace": 0} == parts | {"workspace": 0} and memory(B).total == max(
+            peaks.values()
+        )
 
 
 def test_checkpointing_keeps_less():
@@ -120,27 +131,37 @@ def test_largest_batch(monkeypatch):
     assert largest_batch(lambda b: 100 + 7 * b, 106, most=99) == 0
     assert largest_batch(lambda b: 100 + 7 * b, 110, most=1) == 1
     by_chunks_from_10 = lambda b: 100 + 7 * b - 50 * (b >= 10)  # noqa: E731
-    answers = [largest_batch(by_chunks_from_10, limit, most=99, starts=(1, 10, 30)) for limit in (400, 210, 125, 119, 106)]
+    answers = [
+        largest_batch(by_chunks_from_10, limit, most=99, starts=(1, 10, 30))
+        for limit in (400, 210, 125, 119, 106)
+    ]
     assert answers == [50, 22, 10, 2, 0]
     memory = BatchMemory(tiny(), TRAIN)
     assert largest_batch(lambda b: memory(b).total, memory(5).total, most=99, starts=memory.starts) == 5
-    monkeypatch.setattr("model_loss.PLAIN_MAX_BYTES", 4 * 101 * 32 * 10)  # the plain loss up to ten sequences
-    monkeypatch.setattr("model_loss.CHUNK_BYTES", 2 * 101 * 70)
+    monkeypatch.setattr(
+        "operators.loss.PLAIN_MAX_BYTES", 4 * 101 * 32 * 10
+    )  # the plain loss up to ten sequences
+    monkeypatch.setattr("operators.loss.CHUNK_BYTES", 2 * 101 * 70)
     memory = BatchMemory(tiny(), TRAIN)
     assert memory.starts == (1, 11, 11) and memory(11).workspace < memory(10).workspace
     for B in (3, 10, 11, 40):
         fitting = [b for b in range(1, 50) if memory(b).total <= memory(B).total]
-        assert largest_batch(lambda b: memory(b).total, memory(B).total, most=49, starts=memory.starts) == max(fitting)
+        assert largest_batch(
+            lambda b: memory(b).total, memory(B).total, most=49, starts=memory.starts
+        ) == max(fitting)
 
 
 @pytest.mark.parametrize("preset", PRESET_CONFIGS)
 def test_flops_are_those_of_flop_counter_mode(preset):
-    """It counts attention in full; 1 % is what it does not count as we do: the rotation, and the chunked loss."""
+    """It counts attention in full; 1 % is what it does not count as we do: the rotation, and the chunked
+    loss."""
     c = tiny(preset, attention_backend="manual", n_embd=256, d_ff=512, head_dim=64)
     model, ids = ConfigurableGPT(c), torch.zeros(2, 32, dtype=torch.long)
     with FlopCounterMode(display=False) as counter:
         model(ids, ids)[1].backward()
-    assert counter.get_total_flops() / ids.numel() == pytest.approx(flops.flops_per_token(c, full_attention=True), rel=0.01)
+    assert counter.get_total_flops() / ids.numel() == pytest.approx(
+        flops.flops_per_token(c, full_attention=True), rel=0.01
+    )
 
 
 @pytest.mark.parametrize("law", [HOFFMANN, BESIROGLU])
@@ -166,7 +187,7 @@ def test_the_budget_is_spent_and_the_order_is_by_loss():
 
 def test_every_gpu_has_a_peak():
     for name, gpu in GPUS.items():
-        assert flops.peak_flops_per_s(gpu.driver_name) and find_gpu(name) is find_gpu(gpu.driver_name) is gpu
+        assert peak_flops_per_s(gpu.driver_name) and find_gpu(name) is find_gpu(gpu.driver_name) is gpu
 
 
 def run_plan(capsys, *argv):
@@ -176,8 +197,16 @@ def run_plan(capsys, *argv):
 
 def test_the_command(capsys):
     """On two A6000 of 154.8 dense TFLOP/s and 300 W."""
-    shape = ["config/full_qwen3_1.5b.py", "--n_layer=2", "--vocab_size=1024", "--d_ff=512", "--block_size=256"]
-    p = run_plan(capsys, *shape, "--gpus=2", "--gpu=A6000", "--tokens=6e9", "--mfu=0.4", "--price_per_gpu_hour=0.5")
+    shape = [
+        "config/full_qwen3_1.5b.py",
+        "--n_layer=2",
+        "--vocab_size=1024",
+        "--d_ff=512",
+        "--block_size=256",
+    ]
+    p = run_plan(
+        capsys, *shape, "--gpus=2", "--gpu=A6000", "--tokens=6e9", "--mfu=0.4", "--price_per_gpu_hour=0.5"
+    )
     (t,) = p["time"]
     matmul = 2 * (2048 * 128 * (16 + 16) + 128 * 16 * 2048 + 3 * 2048 * 512) + 1024 * 2048
     work = 6 * matmul + 6 * 2 * 16 * 128 * 256
@@ -185,7 +214,9 @@ def test_the_command(capsys):
     choice = p["recommended"]
     assert (choice["strategy"], choice["activation_checkpointing"]) == ("ddp", "none")
     assert t["days"] == pytest.approx(6e9 * work / (2 * 154.8e12 * 0.4) / 86400)
-    assert t["price"] == pytest.approx(0.5 * t["gpu_hours"]) and t["kwh_at_most"] == pytest.approx(0.3 * t["gpu_hours"])
+    assert t["price"] == pytest.approx(0.5 * t["gpu_hours"]) and t["kwh_at_most"] == pytest.approx(
+        0.3 * t["gpu_hours"]
+    )
     assert p["disk"]["checkpoint_gb"] == pytest.approx(12e-9 * p["parameters"]["total"])
     assert [row["strategy"] for row in p["memory"][::3]] == ["ddp", "zero1", "fsdp"]
     assert choice["use_batch_size"] * choice["use_gradient_accumulation_steps"] == 6 * 32
@@ -194,7 +225,13 @@ def test_the_command(capsys):
 
 
 def test_the_flags_that_are_recommended_are_flags_of_train(capsys):
-    flags = ["config/quickstart.py", "--n_layer=2", "--gradient_accumulation_steps=16", "--gpus=16", "--gpu=x"]
+    flags = [
+        "config/quickstart.py",
+        "--n_layer=2",
+        "--gradient_accumulation_steps=16",
+        "--gpus=16",
+        "--gpu=x",
+    ]
     flags += ["--peak_tflops=1", "--memory_gb=1.7", "--context_gb=1.4", "--fragmentation=0"]
     p = run_plan(capsys, *flags)
     choice = p["recommended"]
@@ -215,7 +252,10 @@ SMALL = ["config/quickstart.py", "--n_layer=2", "--n_embd=64", "--n_head=2", "--
             ["--gpus=7", "--use_fsdp", "--hybrid_shard_size=3", "--document_masking"],
             ["cannot be divided among 7 GPUs", "does not divide 7 GPUs", "masks are not in the memory"],
         ),
-        (["--gpus=2", "--dtype=float16", "--fp8=rowwise"], ["only DDP is planned", "counts against the bf16 peak"]),
+        (
+            ["--gpus=2", "--dtype=float16", "--fp8=rowwise"],
+            ["only DDP is planned", "counts against the bf16 peak"],
+        ),
         (["--memory_gb=0.5"], ["It does not fit"]),
     ],
 )
@@ -234,7 +274,9 @@ def test_sizes_beyond_64_bits_are_one_line(capsys):
 def test_a_measured_run_without_its_hardware(tmp_path):
     start = {"event": "run_start", "config": {"train": {}, "model": {}}, "hardware": {},
              "model": {"architecture_name": "x", "params": 1, "params_non_embedding": 1, "flops_per_token": 10}}  # fmt: skip
-    steps = [{"event": "train", "step": i, "loss": 2.0, "tokens": i, "tokens_per_s": 5.0} for i in range(1, 5)]
+    steps = [
+        {"event": "train", "step": i, "loss": 2.0, "tokens": i, "tokens_per_s": 5.0} for i in range(1, 5)
+    ]
     (tmp_path / "run_x.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (start, *steps)))
     with pytest.raises(ValueError, match="on how many GPUs"):
         plan.measured_mfu(str(tmp_path), 1.0)
@@ -246,11 +288,14 @@ def test_a_measured_run_without_its_hardware(tmp_path):
     full = start | {"config": {"train": {"activation_checkpointing": "full"}, "model": {}}}
     (tmp_path / "run_x.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (
         full | {"hardware": {"world_size": 1, "device_name": "X1", "peak_flops_per_s": 100.0}}, *steps)))  # fmt: skip
-    assert plan.measured_mfu(str(tmp_path), None)[0] == pytest.approx(0.5 * 4 / 3)  # as if nothing were recomputed
+    assert plan.measured_mfu(str(tmp_path), None)[0] == pytest.approx(
+        0.5 * 4 / 3
+    )  # as if nothing were recomputed
 
 
 def test_what_is_recomputed_counts_once(capsys, monkeypatch):
-    """A stated MFU is that of the log, recomputation in it; a measured one, or the range, falls with recomputation."""
+    """A stated MFU is that of the log, recomputation in it; a measured one, or the range, falls with
+    recomputation."""
     one_of = lambda rows, T, mode: next(r for r in rows if r["activation_checkpointing"] == mode)  # noqa: E731
     rows = {}
     for mode in ("none", "full"):
@@ -276,7 +321,9 @@ def test_a_measured_run_and_a_budget(capsys, run, tmp_path):
     assert run("a") == 0
     capsys.readouterr()
     tiny_gpu = ["--gpu=mine", "--peak_tflops=1", "--memory_gb=8"]
-    p = run_plan(capsys, "config/quickstart.py", *tiny_gpu, f"--measured={tmp_path / 'a'}", "--budget=2gpu-hours")
+    p = run_plan(
+        capsys, "config/quickstart.py", *tiny_gpu, f"--measured={tmp_path / 'a'}", "--budget=2gpu-hours"
+    )
     assert p["budget_flops"] == pytest.approx(2 * 3600 * 1e12 * p["mfu"]) and p["shapes"]
 
 

@@ -1,4 +1,5 @@
-"""README.md says what the code says. Its commands are run, as written, by tests/readme_commands.py, which .ci/run calls."""
+"""README.md says what the code says. Its commands are run, as written, by tests/readme_commands.py, which
+.ci/run calls."""
 
 import json
 import re
@@ -32,13 +33,19 @@ def test_the_quickstarts_figures_are_those_of_its_log():
     start, *events = map(json.loads, log)
     params, last = start["model"]["params"], [e for e in events if e["event"] == "eval"][-1]
     with torch.device("meta"):
-        assert params == ConfigurableGPT(load_config([str(ROOT / "config" / "quickstart.py")])[0]).get_num_params()
+        assert (
+            params
+            == ConfigurableGPT(load_config([str(ROOT / "config" / "quickstart.py")])[0]).get_num_params()
+        )
     tokens, bits = last["tokens"] / 1e6, last["val_bits_per_byte"]
     said = f"{params / 1e6:.1f} M parameters after {tokens:.1f} M tokens, stands at {bits:.2f} bits per byte"
     assert said in " ".join(README.split())
     recipe = json.loads((ROOT / "benchmarks" / "results" / "time_to_loss.json").read_text())["results"]
     ours, theirs = recipe["nanofoundry"], recipe["nanoGPT"]
-    assert ours["val bits per byte"] <= theirs["val bits per byte"] and 3 * ours["seconds"] <= theirs["seconds"] * 1.01
+    assert (
+        ours["val bits per byte"] <= theirs["val bits per byte"]
+        and 3 * ours["seconds"] <= theirs["seconds"] * 1.01
+    )
 
 
 def test_ci_runs_every_command():

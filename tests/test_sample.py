@@ -11,13 +11,14 @@ from inference.samples import TextSampler
 from tokenization.tokenizers import find_tokenizer
 from training.config import TrainConfig
 
-BAD_FLAGS = (
-    "--temperature=-1 --temperature=1e-40 --temperature=nan --top_k=-1 --top_p=0 --top_p=1.1 --min_p=2 --max_new_tokens=0 "
-)
+BAD_FLAGS = "--temperature=-1 --temperature=1e-40 --temperature=nan --top_k=-1 --top_p=0 --top_p=1.1 --min_p=2 "
+BAD_FLAGS += "--max_new_tokens=0 "
 BAD_FLAGS += "--seed=-1 --repetition_penalty=0 --context_length=0 --thinking=on --num_samples=0 --output=xml"
 
 
-@pytest.mark.parametrize("flag", [*BAD_FLAGS.split(), "--prompts=x", "--prompt=\udcff", "word", "--out_dir=/no/such"])
+@pytest.mark.parametrize(
+    "flag", [*BAD_FLAGS.split(), "--prompts=x", "--prompt=\udcff", "word", "--out_dir=/no/such"]
+)
 def test_bad_input_is_one_line(flag, capsys):
     with pytest.raises(SystemExit) as stopped:
         sample.main([flag])
@@ -31,9 +32,14 @@ def byte_tokenizer(path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(["x"], trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        ["x"], trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    )
     tokenizer.save(str(path))
 
 
@@ -45,7 +51,9 @@ def test_the_command(run, tmp_path, capsys):
     capsys.readouterr()
 
     def sampled(*flags: str) -> str:
-        assert sample.main([f"--out_dir={tmp_path / 'a'}", "--prompt=héllo", "--max_new_tokens=40", *flags]) == 0
+        assert (
+            sample.main([f"--out_dir={tmp_path / 'a'}", "--prompt=héllo", "--max_new_tokens=40", *flags]) == 0
+        )
         return capsys.readouterr().out
 
     assert sampled("--seed=1").startswith("héllo") and len(sampled("--seed=1")) > 20
@@ -53,11 +61,15 @@ def test_the_command(run, tmp_path, capsys):
     assert sampled("--step=3") != sampled("--step=6")
     both = sampled("--num_samples=2", "--seed=1")
     assert both == sampled("--seed=1") + "---\n" + sampled("--seed=2")
-    answers = [json.loads(line) for line in sampled("--output=json", "--num_samples=2", "--seed=1").splitlines()]
+    answers = [
+        json.loads(line) for line in sampled("--output=json", "--num_samples=2", "--seed=1").splitlines()
+    ]
     assert [a["prompt"] + a["text"] + "\n" for a in answers] == [sampled("--seed=1"), sampled("--seed=2")]
     assert all(len(a["ids"]) == len(a["logprobs"]) > 0 and max(a["logprobs"]) < 0 for a in answers)
     stop = answers[0]["text"][5:7]
-    assert sampled("--seed=1", f"--stop=never||{stop}") == "héllo" + answers[0]["text"].partition(stop)[0] + "\n"
+    assert (
+        sampled("--seed=1", f"--stop=never||{stop}") == "héllo" + answers[0]["text"].partition(stop)[0] + "\n"
+    )
     assert sampled("--seed=1", "--repetition_penalty=5") != sampled("--seed=1")
     with pytest.raises(SystemExit):
         sampled("--context_length=8")
@@ -73,7 +85,10 @@ def test_the_command(run, tmp_path, capsys):
     few["tokenizer"]["sha256"] = find_tokenizer(data).sha256
     (tmp_path / "few.json").write_text(json.dumps(few))
     few = sampled(f"--vocabulary={tmp_path / 'few.json'}", "--output=json", "--num_samples=8").splitlines()
-    assert {i for line in few for i in json.loads(line)["ids"]} == {65, 66}  # and the end-of-text, which ends a sample
+    assert {i for line in few for i in json.loads(line)["ids"]} == {
+        65,
+        66,
+    }  # and the end-of-text, which ends a sample
     (tmp_path / "prompt").write_text("from a file")
     assert sampled(f"--prompt=FILE:{tmp_path / 'prompt'}").startswith("from a file")
     assert sampled("--prompt=") and sampled("--temperature=0") == sampled("--temperature=0", "--seed=9")
@@ -91,7 +106,9 @@ def test_a_run_of_ours_is_asked_without_the_bos_that_its_tokenizer_would_add(run
     tokenizer = Tokenizer.from_file(str(data / "tokenizer.json"))
     tokenizer.add_special_tokens(["<bos>"])
     bos_id = tokenizer.token_to_id("<bos>")
-    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", bos_id)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", bos_id)]
+    )
     tokenizer.save(str(data / "tokenizer.json"))
     assert tokenizer.encode("a").ids[0] == bos_id
     record_tokenizer(data)

@@ -1,4 +1,5 @@
-"""compare_architectures.py --run: what is planned, what is trained, what is left alone, and how it goes on."""
+"""compare_architectures.py --run: what is planned, what is trained, what is left alone, and how it goes
+on."""
 
 import json
 import os
@@ -26,7 +27,11 @@ def tiny(dataset, tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     values = dict(flag[2:].split("=") for flag in TINY_FLAGS) | {"dataset": str(dataset)}
     words = ("device", "dtype", "dataset")
-    lines = [f"{key} = {value!r}" if key in words else f"{key} = {value}" for key, value in values.items() if key != "seed"]
+    lines = [
+        f"{key} = {value!r}" if key in words else f"{key} = {value}"
+        for key, value in values.items()
+        if key != "seed"
+    ]
     (tmp_path / "tiny.py").write_text("\n".join(lines))
     return tmp_path
 
@@ -48,14 +53,23 @@ def test_the_tiny_four_match():
 def test_a_mixture_is_one_value():
     (run,) = sweep.plan(TINY[:1], ["dataset=a:0.5,b:0.5"], 1, None, Path("out-x"))
     assert run.config["train"]["dataset"] == "a:0.5,b:0.5" and run.out_dir.name == "compare_tiny_gpt2-seed0"
-    assert [r.config["train"]["dataset"] for r in sweep.plan(TINY[:1], ["dataset=a,b"], 1, None, Path("out-x"))] == ["a", "b"]
+    assert [
+        r.config["train"]["dataset"] for r in sweep.plan(TINY[:1], ["dataset=a,b"], 1, None, Path("out-x"))
+    ] == ["a", "b"]
 
 
 def test_plan():
     runs = sweep.plan(TINY[2:], ["rope_theta=1e4,5e5", "batch_size=4"], 2, 10_000, Path("out-x"))
-    names = [f"compare_tiny_{a}-rope_theta={t}-seed{s}" for s in (0, 1) for a in ("llama3", "qwen3") for t in ("1e4", "5e5")]
+    names = [
+        f"compare_tiny_{a}-rope_theta={t}-seed{s}"
+        for s in (0, 1)
+        for a in ("llama3", "qwen3")
+        for t in ("1e4", "5e5")
+    ]
     assert [run.out_dir.name for run in runs] == names
-    assert all(run.tokens == 10_240 for run in runs)  # 10 steps of 4 * 256: the first whole step that reaches the tokens
+    assert all(
+        run.tokens == 10_240 for run in runs
+    )  # 10 steps of 4 * 256: the first whole step that reaches the tokens
     first = runs[1].config
     assert (first["model"]["rope_theta"], first["train"]["batch_size"], first["train"]["seed"]) == (5e5, 4, 0)
     assert first["train"]["max_iters"] == 10 and first["train"]["out_dir"] == str(runs[1].out_dir)
@@ -63,10 +77,21 @@ def test_plan():
 
 
 def test_a_sweep_trains_compares_and_does_not_repeat(tiny, capfd):
-    argv = ["--run", "tiny.py", "--seeds", "2", "--tokens=250", "--set", "learning_rate=3e-3,1e-3", "--out=cmp"]
+    argv = [
+        "--run",
+        "tiny.py",
+        "--seeds",
+        "2",
+        "--tokens=250",
+        "--set",
+        "learning_rate=3e-3,1e-3",
+        "--out=cmp",
+    ]
     assert compare.main(argv) == 0
     report = json.loads(Path("cmp/comparison.json").read_text())
-    assert {row["tokens"] for row in report["runs"]} == {256} and {row["status"] for row in report["runs"]} == {"done"}
+    assert {row["tokens"] for row in report["runs"]} == {256} and {
+        row["status"] for row in report["runs"]
+    } == {"done"}
     assert {(row["label"], row["seed"]) for row in report["runs"]} == {
         (f"out-sweep/tiny-learning_rate={lr}-seed{seed}", seed) for lr in ("3e-3", "1e-3") for seed in (0, 1)}  # fmt: skip
     (entry,) = [e for e in report["standings"] if e["axis"] == "tokens"]

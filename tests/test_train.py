@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 
 import train
 from inference.models import find_model
+from reporting.run_log import RunLog
+from tokens.data import tokenizer_files
 from training import checkpoint
 from training.config import TrainConfig
-from training.data import tokenizer_files
-from training.dist import World
+from training.world import StopSignals, World
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +36,9 @@ def weights(out_dir: Path, step: int) -> dict[str, torch.Tensor]:
 
 def losses(out_dir: Path) -> dict[tuple[str, int], tuple[float, float]]:
     found = {("train", e["step"]): (e["loss"], e["grad_norm"]) for e in read_events(out_dir, "train")}
-    return found | {("eval", e["step"]): (e["train_loss"], e["val_loss"]) for e in read_events(out_dir, "eval")}
+    return found | {
+        ("eval", e["step"]): (e["train_loss"], e["val_loss"]) for e in read_events(out_dir, "eval")
+    }
 
 
 def test_exactly_max_iters_and_the_log_of_the_contract(run, tmp_path):
@@ -50,7 +53,16 @@ def test_exactly_max_iters_and_the_log_of_the_contract(run, tmp_path):
     assert {"architecture_name", "params", "params_non_embedding", "flops_per_token"} <= start["model"].keys()
     for e in events:
         if e["event"] == "train":
-            assert {"loss", "lr", "grad_norm", "tokens", "dt_ms", "tokens_per_s", "mfu", "memory_gb"} <= e.keys()
+            assert {
+                "loss",
+                "lr",
+                "grad_norm",
+                "tokens",
+                "dt_ms",
+                "tokens_per_s",
+                "mfu",
+                "memory_gb",
+            } <= e.keys()
             assert e["tokens"] == e["step"] * 2 * 2 * 16 and e["mfu"] is None
         if e["event"] == "eval":  # 50 ids of 150 bytes a document
             assert e["val_bits_per_byte"] == pytest.approx(e["val_loss"] / np.log(2) / 3)
@@ -84,14 +96,22 @@ def test_resume_is_bit_exact_across_an_epochs_end(run, tmp_path, flags):
 def test_accumulation_equals_one_big_batch(run, tmp_path):
     run("many", "--batch_size=2", "--gradient_accumulation_steps=4")
     run("one", "--batch_size=8", "--gradient_accumulation_steps=1")
-    for many, one in zip(read_events(tmp_path / "many", "train"), read_events(tmp_path / "one", "train"), strict=True):
+    for many, one in zip(
+        read_events(tmp_path / "many", "train"), read_events(tmp_path / "one", "train"), strict=True
+    ):
         assert many["loss"] == pytest.approx(one["loss"], rel=1e-6)
         assert many["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-5)
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(run, tmp_path, dataset):
     """kill -9 between two checkpoints, and each signal that asks for one."""
-    flags = [*TINY_FLAGS, f"--dataset={dataset}", "--max_iters=200", "--eval_interval=100", "--checkpoint_interval=20"]
+    flags = [
+        *TINY_FLAGS,
+        f"--dataset={dataset}",
+        "--max_iters=200",
+        "--eval_interval=100",
+        "--checkpoint_interval=20",
+    ]
     run("whole", *flags)
     for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         out = tmp_path / number.name
@@ -124,7 +144,9 @@ def test_eval_only_evaluates_and_leaves_nothing_else(run, tmp_path):
 
 def test_finished_scratch_and_kept_checkpoints(run, tmp_path, capsys):
     run("a", "--keep_last=1", "--checkpoint_interval=1")
-    best = min((e for e in read_events(tmp_path / "a", "eval") if e["step"] > 0), key=lambda e: e["val_loss"])["step"]
+    best = min(
+        (e for e in read_events(tmp_path / "a", "eval") if e["step"] > 0), key=lambda e: e["val_loss"]
+    )["step"]
     assert {s for s, _ in checkpoint.list_checkpoints(tmp_path / "a")} == {best, 6}
     assert run("a") == 0 and "nothing to train" in capsys.readouterr().out
     assert run("a", "--init_from=scratch", "--always_save_checkpoint", "--checkpoint_interval=2") == 0
@@ -140,7 +162,12 @@ def test_init_from_hf(run, tmp_path, capsys):
                  rope_parameters={"rope_type": "default", "rope_theta": 1e6})  # fmt: skip
     twin = Qwen3ForCausalLM(Qwen3Config(**shape))
     twin.save_pretrained(tmp_path / "hf")
-    ours = ["--arch_preset=qwen3", "--num_key_value_heads=2", "--head_dim=8", f"--init_from=hf:{tmp_path / 'hf'}"]
+    ours = [
+        "--arch_preset=qwen3",
+        "--num_key_value_heads=2",
+        "--head_dim=8",
+        f"--init_from=hf:{tmp_path / 'hf'}",
+    ]
     assert run("a", *ours, "--max_iters=1", "--learning_rate=0", "--min_lr=0", "--weight_decay=0") == 0
     trained = weights(tmp_path / "a", 1)["token_embedding.weight"]
     assert torch.equal(trained, twin.model.embed_tokens.weight)
@@ -234,7 +261,11 @@ def test_an_asynchronous_checkpoint_is_written_while_steps_go_on(run, tmp_path, 
 
     monkeypatch.setattr(checkpoint, "write_durably", slowly)
     assert run("async", "--async_checkpoint") == 0
-    events = [(e["event"], e["step"]) for e in read_events(tmp_path / "async") if e["event"] in ("train", "checkpoint")]
+    events = [
+        (e["event"], e["step"])
+        for e in read_events(tmp_path / "async")
+        if e["event"] in ("train", "checkpoint")
+    ]
     assert events.index(("checkpoint", 3)) > events.index(("train", 4))
     first, _ = read_events(tmp_path / "async", "checkpoint")
     assert first["saved_ms"] > 300 > first["blocked_ms"]
@@ -279,7 +310,6 @@ def test_no_room_for_a_checkpoint_is_said_before_the_run(run, tmp_path, monkeypa
 
 
 def test_the_log_survives_a_full_disk(run, tmp_path, monkeypatch, caplog):
-    from training import metrics
 
     class Full:
         def __init__(self, file: object) -> None:
@@ -291,13 +321,13 @@ def test_the_log_survives_a_full_disk(run, tmp_path, monkeypatch, caplog):
                 raise OSError(28, "No space left on device")
             return self.file.write(data[:100])
 
-    plain = metrics.RunLog.__init__
+    plain = RunLog.__init__
 
     def init(self, *args: object) -> None:
         plain(self, *args)
         self._file = Full(self._file)
 
-    monkeypatch.setattr(metrics.RunLog, "__init__", init)
+    monkeypatch.setattr(RunLog, "__init__", init)
     assert run("a") == 0
     assert [e["step"] for e in read_events(tmp_path / "a", "train")] == [1, 2, 3, 4, 5, 6]
     assert "No space left on device" in caplog.text
@@ -325,7 +355,10 @@ def test_a_wandb_run_goes_on_under_its_id(run, monkeypatch):
 def test_print_config_needs_neither_data_nor_device(capsys):
     import train
 
-    assert train.main(["config/full_qwen3_1.5b.py", "--device=cuda:99", "--dataset=nowhere", "--print_config"]) == 0
+    assert (
+        train.main(["config/full_qwen3_1.5b.py", "--device=cuda:99", "--dataset=nowhere", "--print_config"])
+        == 0
+    )
     printed = json.loads(capsys.readouterr().out)
     assert set(printed) == {"model", "train", "derived"}
     assert printed["derived"]["params"] == 1_720_574_976 and printed["derived"]["tokens_per_step"] == 393_216
@@ -344,10 +377,21 @@ def test_print_config_is_a_flag_like_any_other(flag, monkeypatch, capsys):
 
 
 def test_the_command_line_itself(tmp_path, dataset):
-    command = [sys.executable, ROOT / "train.py", *TINY_FLAGS, f"--dataset={dataset}", f"--out_dir={tmp_path / 'a'}"]
+    command = [
+        sys.executable,
+        ROOT / "train.py",
+        *TINY_FLAGS,
+        f"--dataset={dataset}",
+        f"--out_dir={tmp_path / 'a'}",
+    ]
     done = subprocess.run([*command, "--n_heads=3"], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 2 and done.stderr == "train.py: unknown key 'n_heads' in the flags: did you mean 'n_head'?\n"
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"COLUMNS": "80"})
+    assert (
+        done.returncode == 2
+        and done.stderr == "train.py: unknown key 'n_heads' in the flags: did you mean 'n_head'?\n"
+    )
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | {"COLUMNS": "80"}
+    )
     assert done.returncode == 0 and "step 6/6 | loss" in done.stdout and "tokens/s" in done.stdout
 
 
@@ -374,7 +418,11 @@ def test_a_stop_at_any_step_changes_nothing(run, tmp_path, monkeypatch, capsys, 
             signal_after(patch, steps)
             assert run("parts", *flags) == 75
         assert f"SIGTERM at step {steps}" in capsys.readouterr().out
-        assert read_events(tmp_path / "parts")[-1]["step"] == checkpoint.list_checkpoints(tmp_path / "parts")[-1][0] == steps
+        assert (
+            read_events(tmp_path / "parts")[-1]["step"]
+            == checkpoint.list_checkpoints(tmp_path / "parts")[-1][0]
+            == steps
+        )
     assert run("parts", *flags) == 0
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     whole, parts = weights(tmp_path / "whole", 8), weights(tmp_path / "parts", 8)
@@ -384,7 +432,6 @@ def test_a_stop_at_any_step_changes_nothing(run, tmp_path, monkeypatch, capsys, 
 
 
 def test_a_second_signal_ends_at_once(monkeypatch):
-    from training import dist
 
     class Ended(Exception):
         pass
@@ -393,9 +440,9 @@ def test_a_second_signal_ends_at_once(monkeypatch):
         raise Ended(code)
 
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
-    monkeypatch.setattr(dist.os, "_exit", end)
+    monkeypatch.setattr(os, "_exit", end)
     try:
-        stop = dist.StopSignals()
+        stop = StopSignals()
         assert stop.received is None
         signal.raise_signal(signal.SIGUSR1)
         assert stop.received == "SIGUSR1"
@@ -406,7 +453,9 @@ def test_a_second_signal_ends_at_once(monkeypatch):
             signal.signal(number, handler)
 
 
-def test_an_error_within_the_loop_is_logged_and_costs_the_steps_since_the_last_save(run, tmp_path, monkeypatch):
+def test_an_error_within_the_loop_is_logged_and_costs_the_steps_since_the_last_save(
+    run, tmp_path, monkeypatch
+):
     import train
 
     run("whole")
@@ -461,7 +510,9 @@ def test_damaged_checkpoints_take_no_good_ones_place(run, tmp_path, monkeypatch,
 @pytest.mark.parametrize("cut_off", [3, 6])
 def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monkeypatch, cut_off):
     schedule = train.learning_rate_at  # which makes the evaluation that is cut off the best
-    monkeypatch.setattr(train, "learning_rate_at", lambda step, c: schedule(step, c) if step < cut_off else 10.0)
+    monkeypatch.setattr(
+        train, "learning_rate_at", lambda step, c: schedule(step, c) if step < cut_off else 10.0
+    )
     run("whole", "--max_iters=9", "--keep_last=1")
     seen, plain = [], train.evaluate
 
@@ -480,7 +531,10 @@ def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monk
     written = (path / "manifest.json").stat()
     assert run("parts", "--max_iters=9", "--keep_last=1") == 0
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
-    best = [checkpoint.load_state(checkpoint.checkpoint_path(tmp_path / name, 9))[0]["best"] for name in ("whole", "parts")]
+    best = [
+        checkpoint.load_state(checkpoint.checkpoint_path(tmp_path / name, 9))[0]["best"]
+        for name in ("whole", "parts")
+    ]
     assert (
         best[0] == best[1]
         and best[1]["step"] == cut_off
@@ -501,7 +555,13 @@ def test_the_best_may_be_one_that_was_rated_after_it_was_saved(tmp_path):
 def test_between_bad_steps_no_checkpoint_is_removed(run, tmp_path, monkeypatch, capsys):
     plain = train.learning_rate_at
     monkeypatch.setattr(train, "learning_rate_at", lambda step, c: 1e37 if step == 4 else plain(step, c))
-    flags = ["--max_iters=60", "--grad_clip=0", "--keep_last=1", "--checkpoint_interval=2", "--eval_interval=50"]
+    flags = [
+        "--max_iters=60",
+        "--grad_clip=0",
+        "--keep_last=1",
+        "--checkpoint_interval=2",
+        "--eval_interval=50",
+    ]
     assert run("a", *flags, "--max_bad_steps=6", "--log_interval=50") == 1
     end = read_events(tmp_path / "a")[-1]
     assert end["reason"].startswith("error: 7 steps in a row were skipped") and end["step"] == 12
@@ -512,7 +572,8 @@ def test_between_bad_steps_no_checkpoint_is_removed(run, tmp_path, monkeypatch, 
 
 
 def test_accumulated_gradients_equal_those_of_one_big_batch(run, tmp_path):
-    """By Adam's running mean of them: weights whose true gradient is 0 (the bias of the keys) follow its rounding errors."""
+    """By Adam's running mean of them: weights whose true gradient is 0 (the bias of the keys) follow its
+    rounding errors."""
     run("many", "--batch_size=2", "--gradient_accumulation_steps=4")
     run("one", "--batch_size=8", "--gradient_accumulation_steps=1")
     many, one = (weights(tmp_path / n, 6) for n in ("many", "one"))
@@ -520,7 +581,9 @@ def test_accumulated_gradients_equal_those_of_one_big_batch(run, tmp_path):
     assert len(means) > 20
     for name in means:
         torch.testing.assert_close(many[name], one[name], rtol=0, atol=1e-6)
-    torch.testing.assert_close(many["token_embedding.weight"], one["token_embedding.weight"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        many["token_embedding.weight"], one["token_embedding.weight"], rtol=0, atol=1e-5
+    )
 
 
 def test_what_may_change_on_resume(run, tmp_path):
@@ -599,7 +662,11 @@ def test_a_tokenizer_of_an_earlier_run_is_not_taken_for_this_ones(run, tmp_path,
 def test_notes_are_said(run, capsys):
     run("a", "--rope_theta=5e5", "--muon_learning_rate=1", "--use_zero1")
     out = capsys.readouterr().out
-    for said in ("rope_theta=500000.0 has no effect", "muon_learning_rate=1.0 has no effect", "use_zero1=True"):
+    for said in (
+        "rope_theta=500000.0 has no effect",
+        "muon_learning_rate=1.0 has no effect",
+        "use_zero1=True",
+    ):
         assert out.count(said) == 1
 
 
@@ -609,7 +676,10 @@ def test_a_dataset_that_is_not_prepared_names_the_command(run, tmp_path, monkeyp
     monkeypatch.setattr(train, "ROOT", tmp_path)
     (tmp_path / "data" / "slimpajama").mkdir(parents=True)
     (tmp_path / "data" / "slimpajama" / "prepare.py").write_text("")
-    for name, said in (("slimpajama", "run python data/slimpajama/prepare.py"), ("slimpyjama", "data/: slimpajama")):
+    for name, said in (
+        ("slimpajama", "run python data/slimpajama/prepare.py"),
+        ("slimpyjama", "data/: slimpajama"),
+    ):
         assert exit_code(run, "a", f"--dataset={name}") == 2
         err = capsys.readouterr().err
         assert said in err and err.count("\n") == 1 and not (tmp_path / "a").exists()
@@ -644,7 +714,14 @@ def test_no_steps_at_all(run, tmp_path, capsys):
 def test_the_best_checkpoint_stays_when_the_loss_rises_again(run, tmp_path):
     """After step 4 the rate is absurd: step 4 stays the best."""
     run("a", "--max_iters=4", "--eval_interval=2", "--keep_last=1")
-    run("a", "--max_iters=10", "--eval_interval=2", "--keep_last=1", "--learning_rate=10", "--lr_schedule=constant")
+    run(
+        "a",
+        "--max_iters=10",
+        "--eval_interval=2",
+        "--keep_last=1",
+        "--learning_rate=10",
+        "--lr_schedule=constant",
+    )
     evaluations = {e["step"]: e["val_loss"] for e in read_events(tmp_path / "a", "eval") if e["step"]}
     assert min(evaluations, key=evaluations.get) == 4
     assert [s for s, _ in checkpoint.list_checkpoints(tmp_path / "a")] == [4, 10]
@@ -689,14 +766,23 @@ def test_a_mixture_trains_resumes_and_says_what_it_is(run, tmp_path, dataset, ca
 
 def test_document_masking_changes_the_loss_and_resumes(run, tmp_path):
     run("plain", "--arch_preset=qwen3", "--head_dim=8", "--num_key_value_heads=2")
-    masked = ["--arch_preset=qwen3", "--head_dim=8", "--num_key_value_heads=2", "--document_masking", "--lr_decay_iters=6"]
+    masked = [
+        "--arch_preset=qwen3",
+        "--head_dim=8",
+        "--num_key_value_heads=2",
+        "--document_masking",
+        "--lr_decay_iters=6",
+    ]
     run("masked", *masked)
     run("parts", *masked, "--max_iters=3")
     run("parts", *masked)
     plain, whole, parts = (losses(tmp_path / name) for name in ("plain", "masked", "parts"))
     assert whole == parts and plain.keys() == whole.keys()
     assert all(plain[key] != whole[key] for key in plain)
-    assert read_events(tmp_path / "masked", "train")[-1]["tokens"] == read_events(tmp_path / "plain", "train")[-1]["tokens"]
+    assert (
+        read_events(tmp_path / "masked", "train")[-1]["tokens"]
+        == read_events(tmp_path / "plain", "train")[-1]["tokens"]
+    )
 
 
 def test_a_prompt_that_is_no_text_is_one_line(run, capsys):
@@ -726,8 +812,14 @@ def test_data_that_cannot_be_read_so_is_one_line(run, tmp_path, dataset, capsys)
         ([f"--dataset={dataset}:0.5,{tmp_path / 'nowhere'}:0.5"], "neither a folder nor one of data/"),
         ([f"--dataset={dataset}:0.5,{dataset}"], "is not name:weight"),
         ([f"--dataset={dataset}:0.5,{foreign('foreign')}:0.5"], "different tokenizers"),
-        ([f"--dataset={nanogpt}", "--data_dtype=uint16", "--document_masking"], "has no meta.json and so no eot_id"),
-        ([f"--dataset={write_dataset(tmp_path / 'short', val_tokens=50)}", "--block_size=50"], "needs 51 tokens"),
+        (
+            [f"--dataset={nanogpt}", "--data_dtype=uint16", "--document_masking"],
+            "has no meta.json and so no eot_id",
+        ),
+        (
+            [f"--dataset={write_dataset(tmp_path / 'short', val_tokens=50)}", "--block_size=50"],
+            "needs 51 tokens",
+        ),
         ([f"--dataset={hostile}", "--data_dtype=uint16"], "meta.pkl holds more than plain values"),
     ):
         with pytest.raises(SystemExit) as stopped:

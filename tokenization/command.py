@@ -17,11 +17,13 @@ from typing import Any, get_type_hints
 
 import numpy as np
 
+from base.cli import parse_flags
+from base.errors import InputError, MissingFile, input_errors
+from base.files import write_json
 from tokenization.pipeline import SPLITS, Job, add_statistics, prepare
 from tokenization.sources import FileSource, HubSource, find_files
 from tokenization.tokenizers import find_tokenizer
-from training.config import parse_flags, user_errors
-from training.shards import SHARD_DTYPE, read_meta, verify, write_json
+from tokens.shards import SHARD_DTYPE, read_meta, verify
 
 EXIT_STOPPED = 75
 
@@ -52,12 +54,14 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("max_bad_rows", 0), ("commit_interval", 0)):
             if getattr(self, name) is not None and not getattr(self, name) >= least:  # NaN is not either
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
+                raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
 
 
 def _flags_help() -> str:
     """The fields as they stand above, with their comments."""
-    lines = inspect.getsource(PrepareConfig).split('"""')[2].split("def __post_init__")[0].strip().splitlines()
+    lines = (
+        inspect.getsource(PrepareConfig).split('"""')[2].split("def __post_init__")[0].strip().splitlines()
+    )
     return "\n".join("  --" + line.strip().replace(" = field(default_factory=list)", "") for line in lines)
 
 
@@ -71,8 +75,9 @@ def run(
     source_field: str | None = None,
     expected_tokens: int | None = None,
 ) -> int:
-    """The whole of a prepare.py. `folder` is where it lies and where the dataset goes, `tokenizer` its default, `repo` and
-    `config` the hub dataset that it reads without --source, of about `expected_tokens` tokens. Returns the exit code."""
+    """The whole of a prepare.py. `folder` is where it lies and where the dataset goes, `tokenizer` its
+    default, `repo` and `config` the hub dataset that it reads without --source, of about `expected_tokens`
+    tokens. Returns the exit code."""
     if "--help" in argv or "-h" in argv:
         print(f"{doc}\n{PrepareConfig.__doc__}\n{_flags_help()}")
         return 0
@@ -85,9 +90,11 @@ def run(
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    with user_errors():
+    with input_errors():
         words, flags = parse_flags(argv, get_type_hints(PrepareConfig))
-        c = PrepareConfig(**{"tokenizer": tokenizer, "out_dir": str(folder), "source_field": source_field, **flags})
+        c = PrepareConfig(
+            **{"tokenizer": tokenizer, "out_dir": str(folder), "source_field": source_field, **flags}
+        )
         sources = [*c.source, *words]  # an unquoted pattern arrives as several words
         out_dir = Path(c.out_dir).expanduser()
         if c.verify:
@@ -97,9 +104,11 @@ def run(
         job = Job(c.val_fraction, c.shard_tokens, c.limit)
         task = _task(c.task)
         if c.tokenizer is None:
-            raise ValueError("which tokenizer? pass --tokenizer=qwen3, llama3, llama2, gpt2, a folder or a hub id")
+            raise InputError(
+                "which tokenizer? pass --tokenizer=qwen3, llama3, llama2, gpt2, a folder or a hub id"
+            )
         if not sources and repo is None:
-            raise ValueError(
+            raise InputError(
                 "which text? pass --source=FOLDER, files or a pattern (.jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt)"
             )
         found = find_tokenizer(c.tokenizer)
@@ -112,7 +121,7 @@ def run(
             source = FileSource(files, c.text_field, c.source_field, separator)
             in_words = f"{len(files)} files of {', '.join(sources)}"
         elif task is not None:
-            raise ValueError("--task shares out local files: download the dataset and pass --source=FILES")
+            raise InputError("--task shares out local files: download the dataset and pass --source=FILES")
         else:
             source = HubSource(repo, config, "train", c.revision, c.text_field, c.source_field, c.download)
             in_words = f"{repo} of the Hugging Face hub"
@@ -143,7 +152,7 @@ def _task(text: str | None) -> tuple[int, int] | None:
         return None
     task, _, n_tasks = text.partition("/")
     if not (task.isdecimal() and n_tasks.isdecimal() and int(task) < int(n_tasks)):
-        raise ValueError(f"task {text!r} must be i/N with 0 <= i < N, such as 0/8")
+        raise InputError(f"task {text!r} must be i/N with 0 <= i < N, such as 0/8")
     return int(task), int(n_tasks)
 
 
@@ -159,7 +168,9 @@ def verify_folder(folder: Path) -> int:
             file=sys.stderr,
         )
         return 2
-    sums = ", ".join(f"{s} {e['tokens']:,} tokens in {len(e['shards'])} shards" for s, e in meta["splits"].items())
+    sums = ", ".join(
+        f"{s} {e['tokens']:,} tokens in {len(e['shards'])} shards" for s, e in meta["splits"].items()
+    )
     print(f"{folder} is as it was written: {sums}")
     return 0
 
@@ -187,10 +198,13 @@ def task_folder(out_dir: Path, task: int, n_tasks: int) -> Path:
 
 
 def task_files(files: Sequence[Path], task: int, n_tasks: int) -> list[Path]:
-    """A task's share of the files: consecutive ones, at least one, of about the same size for all, so that the tasks' tokens
-    behind each other are the tokens of one run over all files. Raises ValueError where there are fewer files than tasks."""
+    """A task's share of the files: consecutive ones, at least one, of about the same size for all, so that
+    the tasks' tokens behind each other are the tokens of one run over all files. Raises InputError where
+    there are fewer files than tasks."""
     if len(files) < n_tasks:
-        raise ValueError(f"{len(files)} files for {n_tasks} tasks: pass a smaller N in --task=i/N, or cut the files smaller")
+        raise InputError(
+            f"{len(files)} files for {n_tasks} tasks: pass a smaller N in --task=i/N, or cut the files smaller"
+        )
     ends = np.cumsum([file.stat().st_size for file in files])
     cuts = [0]
     for t in range(1, n_tasks):
@@ -201,13 +215,14 @@ def task_files(files: Sequence[Path], task: int, n_tasks: int) -> list[Path]:
 
 
 def merge(out_dir: str | Path) -> dict[str, Any]:
-    """Joins the folders of all tasks into one dataset by renaming their shards; no token is copied. It may be killed and
-    repeated. Raises ValueError or FileNotFoundError, before anything is moved, where a task is missing or differs."""
+    """Joins the folders of all tasks into one dataset by renaming their shards; no token is copied. It may
+    be killed and repeated. Raises InputError or FileNotFoundError, before anything is moved, where a task
+    is missing or differs."""
     out_dir = Path(out_dir)
     plan_path = out_dir / "merge.json"
     if not plan_path.is_file():
         if (out_dir / "meta.json").is_file():
-            raise ValueError(f"{out_dir} is merged already: --verify reads it again")
+            raise InputError(f"{out_dir} is merged already: --verify reads it again")
         write_json(plan_path, _merge_plan(out_dir))
     plan = json.loads(plan_path.read_bytes())
     for old, new in plan["renames"]:
@@ -235,7 +250,7 @@ def _settings(meta: dict[str, Any]) -> dict[str, Any]:
 def _merge_plan(out_dir: Path) -> dict[str, Any]:
     folders = sorted(out_dir.glob("task_*_of_*"))
     if not folders:
-        raise FileNotFoundError(
+        raise MissingFile(
             f"{out_dir} holds no task_*_of_* folders: run the tasks first, with --task=i/N and this --out_dir"
         )
     n_tasks = int(folders[0].name.rpartition("_")[2])
@@ -243,16 +258,22 @@ def _merge_plan(out_dir: Path) -> dict[str, Any]:
     for task in range(n_tasks):
         folder = task_folder(out_dir, task, n_tasks)
         if not (folder / "meta.json").is_file():
-            raise FileNotFoundError(f"{folder}/meta.json is missing, so task {task}/{n_tasks} is not finished: run it again")
+            raise MissingFile(
+                f"{folder}/meta.json is missing, so task {task}/{n_tasks} is not finished: run it again"
+            )
         metas.append(read_meta(folder))
     if len(folders) != n_tasks:
-        raise ValueError(f"{out_dir} holds task folders of several numbers of tasks: remove those that do not belong")
+        raise InputError(
+            f"{out_dir} holds task folders of several numbers of tasks: remove those that do not belong"
+        )
     merged, renames = dict(metas[0]), []
     for meta, folder in zip(metas[1:], folders[1:], strict=True):
         first = _settings(merged)
         for key, value in _settings(meta).items():
             if value != first[key]:
-                raise ValueError(f"{folder}: its {key} differs from that of {folders[0].name}: prepare it again")
+                raise InputError(
+                    f"{folder}: its {key} differs from that of {folders[0].name}: prepare it again"
+                )
     statistics: dict[str, dict[str, int]] = {}
     for meta in metas:
         add_statistics(statistics, meta["preparation"]["statistics"])
@@ -263,7 +284,9 @@ def _merge_plan(out_dir: Path) -> dict[str, Any]:
             for shard in meta["splits"].get(split, {"shards": []})["shards"]:
                 file, n_bytes = folder / shard["file"], shard["tokens"] * SHARD_DTYPE.itemsize
                 if not file.is_file() or file.stat().st_size != n_bytes:
-                    raise ValueError(f"{file} is not there with {n_bytes} bytes as its meta.json says: run that task again")
+                    raise InputError(
+                        f"{file} is not there with {n_bytes} bytes as its meta.json says: run that task again"
+                    )
                 name = f"{split}_{len(shards):05d}.bin"
                 renames.append([f"{folder.name}/{shard['file']}", name])
                 shards.append({**shard, "file": name})
@@ -272,7 +295,9 @@ def _merge_plan(out_dir: Path) -> dict[str, Any]:
             for key in ("tokens", "documents", "text_bytes")
         }
         if not shards:
-            raise ValueError(f"{out_dir}: no task has a document in {split}: prepare it with a larger --val_fraction")
+            raise InputError(
+                f"{out_dir}: no task has a document in {split}: prepare it with a larger --val_fraction"
+            )
         splits[split] = {**sums, "shards": shards}
     preparation = {"rows": sum(m["preparation"]["rows"] for m in metas), "statistics": statistics}
     preparation |= {"bad_rows": sum(m["preparation"]["bad_rows"] for m in metas), "tasks": n_tasks}

@@ -1,8 +1,9 @@
-"""The corpus that is always there: the source of the running Python's standard library, with a byte-level BPE of its own.
+"""The corpus that is always there: the source of the running Python's standard library, with a byte-level
+BPE of its own.
 
-No download, about 10 MB of text that people wrote, and a model of a few million parameters shows on it within minutes that
-it learns. The text depends on the Python that runs (meta.json's `source` names it), so compare runs on one Python.
-"""
+No download, about 10 MB of text that people wrote, and a model of a few million parameters shows on it
+within minutes that it learns. The text depends on the Python that runs (meta.json's `source` names it), so
+compare runs on one Python."""
 
 import hashlib
 import os
@@ -13,10 +14,11 @@ import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from base.errors import InputError
 from tokenization import engines
 from tokenization.pipeline import end_documents
 from tokenization.tokenizers import import_tokenizers
-from training.shards import ShardWriter, write_meta
+from tokens.shards import ShardWriter, write_meta
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,24 +28,26 @@ SPLIT_KEY = b"nanofoundry"
 VAL_FRACTION = 0.05  # of the files; with this key 4.9 % of the bytes of Python 3.11.7
 ENCODE_BATCH = 64  # documents
 
-# Tests repeat themselves. Of the 1.4 MB of encodings/ 1.2 MB are generated character maps, and pydoc_data/ is one generated
-# file larger than the whole of val: both would teach a table, not a language.
+# Tests repeat themselves. Of the 1.4 MB of encodings/ 1.2 MB are generated character maps, and pydoc_data/
+# is one generated file larger than the whole of val: both would teach a table, not a language.
 EXCLUDED_FOLDERS = {
     "site-packages", "dist-packages", "__pycache__", "test", "tests", "idle_test", "encodings", "pydoc_data",
 }  # fmt: skip
 
-# The pieces inside which BPE merges. A line break and the indentation after it are one piece, so that a line's depth is one
-# token; a line's last token never holds its line break, so that a prompt may end where a line does. On val, in bytes per
-# token: GPT-2's pattern 3.40, cl100k's 3.42, this one 3.46; punctuation merged with the line break after it 3.57, but then
-# the colon of a prompt `def f():` is a token that training hardly saw.
+# The pieces inside which BPE merges. A line break and the indentation after it are one piece, so that a
+# line's depth is one token; a line's last token never holds its line break, so that a prompt may end where
+# a line does. On val, in bytes per token: GPT-2's pattern 3.40, cl100k's 3.42, this one 3.46; punctuation
+# merged with the line break after it 3.57, but then the colon of a prompt `def f():` is a token that
+# training hardly saw.
 PIECES = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s*\n[ \t]*|\s+"
 
 
 def collect(root: str | Path) -> list[tuple[str, str]]:
-    """(relative posix path, text) of every Python source under root, sorted by path, without what is not worth learning.
+    """(relative posix path, text) of every Python source under root, sorted by path, without what is not
+    worth learning.
 
-    Text is decoded as PEP 263 says, line ends are "\\n". Files that are empty or cannot be decoded are left out.
-    """
+    Text is decoded as PEP 263 says, line ends are "\\n". Files that are empty or cannot be decoded are left
+    out."""
     root = Path(root)
     documents = []
     for folder, subfolders, files in os.walk(root):
@@ -60,7 +64,9 @@ def collect(root: str | Path) -> list[tuple[str, str]]:
 
 def _read_source(path: Path) -> str:
     try:
-        with tokenize.open(path) as f:  # UTF-8, a byte order mark, or what the coding line says; universal newlines
+        with tokenize.open(
+            path
+        ) as f:  # UTF-8, a byte order mark, or what the coding line says; universal newlines
             text = f.read()
         text.encode()
         return text
@@ -69,13 +75,15 @@ def _read_source(path: Path) -> str:
 
 
 def is_val(path: str) -> bool:
-    """Whether a file is held out: a keyed hash of its path alone, so no file changes sides when another comes or goes."""
+    """Whether a file is held out: a keyed hash of its path alone, so no file changes sides when another
+    comes or goes."""
     digest = hashlib.blake2b(path.encode(), key=SPLIT_KEY, digest_size=8).digest()
     return int.from_bytes(digest, "big") < VAL_FRACTION * 2**64
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> "Tokenizer":
-    """A byte-level BPE of at most vocab_size tokens: `<|endoftext|>` is 0, then the 256 bytes, then the merges."""
+    """A byte-level BPE of at most vocab_size tokens: `<|endoftext|>` is 0, then the 256 bytes, then the
+    merges."""
     tk = import_tokenizers("preparing the embedded corpus")
     tokenizer = tk.Tokenizer(tk.models.BPE())
     split = tk.pre_tokenizers.Split(tk.Regex(PIECES), "isolated")
@@ -95,13 +103,13 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> "Tokenizer":
 def prepare(folder: str | Path, vocab_size: int = 4096, source: str | Path | None = None) -> dict[str, Any]:
     """Writes the dataset (shards, tokenizer.json, meta.json) into folder and returns what meta.json holds.
 
-    `source` is the root of a tree of Python files; None is the standard library. The same source gives the same bytes. What
-    is in folder stays as it is until everything is ready; meta.json comes last, so a killed preparation leaves none, and is
-    simply repeated. Raises ImportError without the package tokenizers, ValueError if source has too little in it.
-    """
+    `source` is the root of a tree of Python files; None is the standard library. The same source gives the
+    same bytes. What is in folder stays as it is until everything is ready; meta.json comes last, so a
+    killed preparation leaves none, and is simply repeated. Raises ImportError without the package
+    tokenizers, ValueError if source has too little in it."""
     folder = Path(folder)
     if vocab_size < 257:
-        raise ValueError(f"vocab_size={vocab_size} cannot hold 256 bytes and {EOT}: at least 257")
+        raise InputError(f"vocab_size={vocab_size} cannot hold 256 bytes and {EOT}: at least 257")
     root = Path(source or sysconfig.get_paths()["stdlib"])
     documents = collect(root)
     texts = {
@@ -110,7 +118,9 @@ def prepare(folder: str | Path, vocab_size: int = 4096, source: str | Path | Non
     }
     if not texts["train"] or not texts["val"]:
         counts = f"{len(texts['train'])} training and {len(texts['val'])} held-out files"
-        raise ValueError(f"{root} gives {counts} of Python source, both must be there: is the standard library installed?")
+        raise InputError(
+            f"{root} gives {counts} of Python source, both must be there: is the standard library installed?"
+        )
 
     tokenizer = train_tokenizer(texts["train"], vocab_size)
     eot_id = tokenizer.token_to_id(EOT)
@@ -118,7 +128,8 @@ def prepare(folder: str | Path, vocab_size: int = 4096, source: str | Path | Non
     encode = engines.ENGINES[engines.REFERENCE](tokenizer_json)
 
     folder.mkdir(parents=True, exist_ok=True)
-    # A folder of its own, so that two runs may prepare at once (they write the same bytes) and Ctrl-C leaves nothing.
+    # A folder of its own, so that two runs may prepare at once (they write the same bytes) and Ctrl-C
+    # leaves nothing.
     with tempfile.TemporaryDirectory(prefix=".preparing-", dir=folder) as building:
         splits = {}
         for split in texts:
@@ -136,10 +147,16 @@ def prepare(folder: str | Path, vocab_size: int = 4096, source: str | Path | Non
         meta = write_meta(
             building,
             vocab_size=vocab_size,
-            tokenizer={"name": f"python_stdlib_bpe_{vocab_size}", "length": tokenizer.get_vocab_size(), "sha256": sha256},
+            tokenizer={
+                "name": f"python_stdlib_bpe_{vocab_size}",
+                "length": tokenizer.get_vocab_size(),
+                "sha256": sha256,
+            },
             eot_id=eot_id,
             splits=splits,
-            source=f"standard library of Python {platform.python_version()}" if source is None else str(source),
+            source=f"standard library of Python {platform.python_version()}"
+            if source is None
+            else str(source),
         )
         _replace_all(Path(building), folder)
     return meta
@@ -148,7 +165,8 @@ def prepare(folder: str | Path, vocab_size: int = 4096, source: str | Path | Non
 def _replace_all(building: Path, folder: Path) -> None:
     """Renames the files of building into folder, meta.json last."""
     old, new = folder / "meta.json", building / "meta.json"
-    # An old meta.json must not vouch for new shards. An equal one does, and another run may be about to read it.
+    # An old meta.json must not vouch for new shards. An equal one does, and another run may be about to
+    # read it.
     if old.exists() and old.read_bytes() != new.read_bytes():
         old.unlink()
     for path in sorted(building.iterdir(), key=lambda p: p.name == "meta.json"):

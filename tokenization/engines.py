@@ -1,21 +1,25 @@
-"""Text to ids in bulk: three implementations of one tokenizer.json, of which the fast ones are checked against the reference.
+"""Text to ids in bulk: three implementations of one tokenizer.json, of which the fast ones are checked
+against the reference.
 
     name, encode, warning = choose_engine("auto", tokenizer_json, sample)
     ids, lengths = encode(texts)              # ids uint32 [N] of all documents, lengths int64 [D]
 
-Every engine encodes a control token that a text spells out, `<|endoftext|>` in a web page, as the ordinary text it is. (As
-in transformers with split_special_tokens=True: a token that is added but not special, Qwen3's `<think>`, stays one token.)
+Every engine encodes a control token that a text spells out, `<|endoftext|>` in a web page, as the ordinary
+text it is. (As in transformers with split_special_tokens=True: a token that is added but not special,
+Qwen3's `<think>`, stays one token.)
 
-fastokens is the default. Measured with Qwen3's tokenizer (benchmarks/tokenizer_speed.py): it is the faster one, returns flat
-buffers, has no dependencies, keeps no growing cache, and knows how to leave control tokens alone; Apache-2.0. gigatoken 0.10
-orders combining marks by a newer Unicode than the reference does (U+08D2 and 191 others), so it fails the check with Qwen3.
-"""
+fastokens is the default. Measured with Qwen3's tokenizer (benchmarks/tokenizer_speed.py): it is the faster
+one, returns flat buffers, has no dependencies, keeps no growing cache, and knows how to leave control
+tokens alone; Apache-2.0. gigatoken 0.10 orders combining marks by a newer Unicode than the reference does
+(U+08D2 and 191 others), so it fails the check with Qwen3."""
 
 import importlib
 import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
+
+from base.errors import InputError, MissingPackage
 
 Encode = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
@@ -72,44 +76,64 @@ def tokenizers(tokenizer_json: bytes) -> Encode:
     try:
         tokenizer = package.Tokenizer.from_buffer(tokenizer_json)
     except Exception as e:  # the package raises bare Exception
-        raise ValueError(f"tokenizer.json is damaged or not a tokenizer ({e}): copy it again") from None
+        raise InputError(f"tokenizer.json is damaged or not a tokenizer ({e}): copy it again") from None
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [np.array(e.ids, dtype=np.uint32) for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-        return np.concatenate([np.empty(0, np.uint32), *rows]), np.array([len(row) for row in rows], dtype=np.int64)
+        rows = [
+            np.array(e.ids, dtype=np.uint32)
+            for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ]
+        return np.concatenate([np.empty(0, np.uint32), *rows]), np.array(
+            [len(row) for row in rows], dtype=np.int64
+        )
 
     return encode
 
 
-ENGINES: dict[str, Callable[[bytes], Encode]] = {"fastokens": fastokens, "gigatoken": gigatoken, "tokenizers": tokenizers}
+ENGINES: dict[str, Callable[[bytes], Encode]] = {
+    "fastokens": fastokens,
+    "gigatoken": gigatoken,
+    "tokenizers": tokenizers,
+}
 DEFAULT, REFERENCE = "fastokens", "tokenizers"
 
 
 def choose_engine(name: str, tokenizer_json: bytes, sample: Sequence[str]) -> tuple[str, Encode, str | None]:
-    """(the engine to use, its encode, a warning or None) for `name`, one of ENGINES or "auto": itself if it gives the ids of
-    the reference on the hard cases and on `sample`, documents of the run; else the reference, and why. Raises ValueError for
-    an unknown name and ImportError where a named engine is not installed."""
+    """(the engine to use, its encode, a warning or None) for `name`, one of ENGINES or "auto": itself if it
+    gives the ids of the reference on the hard cases and on `sample`, documents of the run; else the
+    reference, and why. Raises InputError for an unknown name and ImportError where a named engine is not
+    installed."""
     if name not in ("auto", *ENGINES):
-        raise ValueError(f"engine {name!r} is unknown: auto, {', '.join(ENGINES)}")
+        raise InputError(f"engine {name!r} is unknown: auto, {', '.join(ENGINES)}")
     chosen = DEFAULT if name == "auto" else name
     reference = ENGINES[REFERENCE](tokenizer_json)
     if chosen == REFERENCE:
         return REFERENCE, reference, None
     try:
         engine = ENGINES[chosen](tokenizer_json)
-    except ImportError as error:
+    except MissingPackage as error:
         if name != "auto":
             raise
         return REFERENCE, reference, f"{error}; using {REFERENCE}, which is some 50 times slower"
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a kind of tokenizer.json that it does not know; a Rust panic is no Exception
-        return REFERENCE, reference, f"engine {chosen} cannot load this tokenizer ({_in_words(error)}); using {REFERENCE}"
+    except (
+        BaseException
+    ) as error:  # a kind of tokenizer.json that it does not know; a Rust panic is no Exception
+        return (
+            REFERENCE,
+            reference,
+            f"engine {chosen} cannot load this tokenizer ({_in_words(error)}); using {REFERENCE}",
+        )
     if difference := first_difference(engine, reference, [*HARD_CASES, *sample]):
-        return REFERENCE, reference, f"engine {chosen} differs from {REFERENCE} {difference}; using {REFERENCE}"
+        return (
+            REFERENCE,
+            reference,
+            f"engine {chosen} differs from {REFERENCE} {difference}; using {REFERENCE}",
+        )
     return chosen, engine, None
 
 
@@ -132,7 +156,10 @@ def first_difference(engine: Encode, reference: Encode, texts: Sequence[str]) ->
         own = ids[starts[i] : starts[i + 1]]
         expected = expected_ids[expected_starts[i] : expected_starts[i + 1]]
         if not np.array_equal(own, expected):
-            at = next((t for t, (a, b) in enumerate(zip(own, expected, strict=False)) if a != b), min(len(own), len(expected)))
+            at = next(
+                (t for t, (a, b) in enumerate(zip(own, expected, strict=False)) if a != b),
+                min(len(own), len(expected)),
+            )
             return f"on {text[:60]!r}: ids {own[at : at + 5].tolist()} against {expected[at : at + 5].tolist()} from token {at}"
     return "in ids that belong to no document"
 
@@ -145,4 +172,4 @@ def _import(package: str) -> object:
     try:
         return importlib.import_module(package)
     except ImportError as e:
-        raise ImportError(f"the engine {package} is not installed: pip install {package}") from e
+        raise MissingPackage(f"the engine {package} is not installed: pip install {package}") from e

@@ -1,10 +1,12 @@
-"""Documents to token shards: parallel, in bounded memory, resumable at any moment, the same bytes for any number of workers.
+"""Documents to token shards: parallel, in bounded memory, resumable at any moment, the same bytes for any
+number of workers.
 
     reader (this process) -> batches of raw rows -> workers: parse, split, tokenize -> this process, in order -> shards
 
-Each document is followed by the end-of-text id, once. Whether it is held out (val) is a keyed hash of its text, so that it
-depends on no order. Every `commit_interval` seconds progress.json records where the reader and the writers are; a killed run
-that is started again goes on from there. meta.json, which makes the folder a dataset, comes last.
+Each document is followed by the end-of-text id, once. Whether it is held out (val) is a keyed hash of its
+text, so that it depends on no order. Every `commit_interval` seconds progress.json records where the reader
+and the writers are; a killed run that is started again goes on from there. meta.json, which makes the
+folder a dataset, comes last.
 
 tokenization/command.py is its command line; docs/DATA.md describes the flags.
 """
@@ -32,10 +34,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from base.errors import InputError
+from base.files import write_json
 from tokenization import engines
 from tokenization.sources import Batch, FileSource, Source
 from tokenization.tokenizers import TokenizerFiles
-from training.shards import ShardWriter, read_meta, write_json, write_meta
+from tokens.shards import ShardWriter, read_meta, write_meta
 
 SPLITS = ("train", "val")
 SPLIT_KEY = b"nanofoundry"
@@ -52,15 +56,16 @@ class Job:
 
     def __post_init__(self) -> None:
         if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction={self.val_fraction} must lie between 0 and 1, such as 0.005")
+            raise InputError(f"val_fraction={self.val_fraction} must lie between 0 and 1, such as 0.005")
         if self.shard_tokens < 1:
-            raise ValueError(f"shard_tokens={self.shard_tokens} must be at least 1")
+            raise InputError(f"shard_tokens={self.shard_tokens} must be at least 1")
         if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit={self.limit} must be at least 1")
+            raise InputError(f"limit={self.limit} must be at least 1")
 
 
 def is_val(text: bytes, fraction: float) -> bool:
-    """Whether a document is held out: a keyed hash of its UTF-8 text, so the same text is on the same side everywhere."""
+    """Whether a document is held out: a keyed hash of its UTF-8 text, so the same text is on the same side
+    everywhere."""
     digest = hashlib.blake2b(text, key=SPLIT_KEY, digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64
 
@@ -80,7 +85,8 @@ def end_documents(ids: np.ndarray, lengths: np.ndarray, eot_id: int) -> tuple[np
 
 @dataclass
 class Tokenized:
-    """What a worker makes of a batch. For each split: ids [N] with end-of-text ids, lengths [D], bytes of text."""
+    """What a worker makes of a batch. For each split: ids [N] with end-of-text ids, lengths [D], bytes of
+    text."""
 
     splits: dict[str, tuple[np.ndarray, np.ndarray, int]]
     statistics: dict[str, dict[str, int]]
@@ -117,7 +123,7 @@ class Worker:
         ids, lengths = self.encode(texts) if texts else (np.empty(0, np.uint32), np.empty(0, np.int64))
         assert len(lengths) == len(texts) and lengths.sum() == len(ids), "the engine lost documents"
         if len(ids) and ids.max() >= self.length:
-            raise ValueError(
+            raise InputError(
                 f"the tokenizer gave id {ids.max()}, but its length is {self.length}: its files do not belong together"
             )
 
@@ -152,7 +158,9 @@ def _start_worker(engine: str, tokenizer_json: bytes, eot_id: int, length: int, 
     _watch_parent()
     try:
         _worker = Worker(engines.ENGINES[engine](tokenizer_json), eot_id, length, val_fraction)
-    except BaseException as error:  # a Rust panic is no Exception. The check, under way in another process, will say it
+    except (
+        BaseException
+    ) as error:  # a Rust panic is no Exception. The check, under way in another process, will say it
         _worker = error
 
 
@@ -192,7 +200,7 @@ class BadRows:
                 self.examples.append([where, problem])
                 self.say(f"bad row {where}: {problem}")
             if self.count > self.limit:
-                raise ValueError(
+                raise InputError(
                     f"{where}: {problem}; this is bad row {self.count} and max_bad_rows={self.limit}: repair the file, or "
                     "repeat the command with a larger --max_bad_rows"
                 )
@@ -216,16 +224,19 @@ def prepare(
 ) -> dict[str, Any]:
     """Writes the dataset into out_dir, or goes on with it, and returns what meta.json holds.
 
-    `workers` defaults to the cores, of which the bytes do not depend; `expected_tokens` estimates the disk where the source
-    does not tell its size; `in_words` is meta.json's `source`; `allow_empty` lets a share of a larger whole have no held-out
-    documents; once `stopping` gives True it raises KeyboardInterrupt. Raises ValueError, FileNotFoundError, ImportError
-    or OSError, each in one line, where the input is wrong, the
-    disk too small, or out_dir holds something else; what is there stays as it is then.
-    """
+    `workers` defaults to the cores, of which the bytes do not depend; `expected_tokens` estimates the disk
+    where the source does not tell its size; `in_words` is meta.json's `source`; `allow_empty` lets a share
+    of a larger whole have no held-out documents; once `stopping` gives True it raises KeyboardInterrupt.
+    Raises InputError, FileNotFoundError, ImportError or OSError, each in one line, where the input is
+    wrong, the disk too small, or out_dir holds something else; what is there stays as it is then."""
     say = tqdm.write if show_progress else lambda line: None
     out_dir = Path(out_dir)
     workers = workers or available_cores()
-    identity = {"source": _condensed(source.identity), "tokenizer_sha256": tokenizer.sha256, "eot_id": tokenizer.eot_id}
+    identity = {
+        "source": _condensed(source.identity),
+        "tokenizer_sha256": tokenizer.sha256,
+        "eot_id": tokenizer.eot_id,
+    }
     identity |= {"val_fraction": job.val_fraction, "shard_tokens": job.shard_tokens, "limit": job.limit}
     identity |= {"split_key": SPLIT_KEY.decode()}
     if (out_dir / "meta.json").is_file():
@@ -235,14 +246,18 @@ def prepare(
     sample = _sample(source)
     if not sample.texts and progress is None:
         why = sample.problem or "no documents at the beginning of the source: is it the right one?"
-        raise ValueError(f"{in_words or source.identity}: {why}")
+        raise InputError(f"{in_words or source.identity}: {why}")
     with contextlib.ExitStack() as pools:
         # The processes load the engine that will very likely pass while it is checked
         likely = engines.DEFAULT if engine == "auto" else engine
         submit = pools.enter_context(_pool(workers, likely, tokenizer, job))
         # Two tokenizers are 400 MB, for a while
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_watch_parent) as checker:
-            chosen, warning, sample_tokens = checker.submit(_check_engine, engine, tokenizer.json, sample.texts).result()
+        with ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=_watch_parent
+        ) as checker:
+            chosen, warning, sample_tokens = checker.submit(
+                _check_engine, engine, tokenizer.json, sample.texts
+            ).result()
         if warning:
             _warn(warning)
         if chosen != likely:
@@ -252,7 +267,7 @@ def prepare(
         out_dir.mkdir(parents=True, exist_ok=True)
         pools.enter_context(_alone_in(out_dir))
         if (out_dir / "meta.json").is_file() or _read_progress(out_dir, identity) != progress:
-            raise ValueError(f"{out_dir} was written by another prepare.py meanwhile: repeat the command")
+            raise InputError(f"{out_dir} was written by another prepare.py meanwhile: repeat the command")
         say(f"tokenizer {tokenizer.name} ({tokenizer.length:,} tokens), engine {chosen}, workers {workers}")
         del sample
 
@@ -265,7 +280,9 @@ def prepare(
             "bad_rows": [0, []],
         }
         state.setdefault("writers", dict.fromkeys(SPLITS))
-        writers = {split: ShardWriter(out_dir, split, job.shard_tokens, state["writers"][split]) for split in SPLITS}
+        writers = {
+            split: ShardWriter(out_dir, split, job.shard_tokens, state["writers"][split]) for split in SPLITS
+        }
         bad_rows = BadRows(max_bad_rows, *state["bad_rows"], say=say)
         if not progress:
             tokenizer.save(out_dir)
@@ -279,7 +296,13 @@ def prepare(
             write_json(out_dir / "progress.json", state)
 
         commit()
-        bar = tqdm(total=source.total_bytes, initial=state["read_bytes"], unit="B", unit_scale=True, disable=not show_progress)
+        bar = tqdm(
+            total=source.total_bytes,
+            initial=state["read_bytes"],
+            unit="B",
+            unit_scale=True,
+            disable=not show_progress,
+        )
         committed_at = started_at = time.monotonic()
         tokens_before = sum(writer.tokens for writer in writers.values())
         with bar:
@@ -304,7 +327,9 @@ def prepare(
                     committed_at = time.monotonic()
                 bar.update(batch.read_bytes)
                 tokens = sum(writer.tokens for writer in writers.values()) - tokens_before
-                bar.set_postfix_str(f"{tokens / max(1e-9, time.monotonic() - started_at):,.0f} tokens/s", refresh=False)
+                bar.set_postfix_str(
+                    f"{tokens / max(1e-9, time.monotonic() - started_at):,.0f} tokens/s", refresh=False
+                )
                 times["write_s"] += time.perf_counter() - t
 
     empty = [split for split, writer in writers.items() if not writer.tokens]
@@ -313,7 +338,7 @@ def prepare(
         for writer in writers.values():
             writer.discard()
         (out_dir / "progress.json").unlink()
-        raise ValueError(
+        raise InputError(
             f"of {documents} documents none fell into {' and '.join(empty)} with val_fraction={job.val_fraction}: pass a "
             "larger one, such as --val_fraction=0.1, or cut text files into documents with --separator"
         )
@@ -334,7 +359,10 @@ def prepare(
     )
     (out_dir / "progress.json").unlink()
     seconds = time.monotonic() - started_at
-    say(f"{seconds:.1f} s; summed over processes: " + ", ".join(f"{name[:-2]} {s:.1f} s" for name, s in times.items()))
+    say(
+        f"{seconds:.1f} s; summed over processes: "
+        + ", ".join(f"{name[:-2]} {s:.1f} s" for name, s in times.items())
+    )
     return meta
 
 
@@ -346,7 +374,7 @@ def _finished(out_dir: Path, identity: dict[str, Any], say: Callable[[str], None
     meta = read_meta(out_dir)
     own = meta.get("preparation", {}).get("identity")
     if own != identity:
-        raise ValueError(
+        raise InputError(
             f"{out_dir} holds a finished dataset of {_differences(own, identity)}: pass another --out_dir, or remove it first"
         )
     (out_dir / "progress.json").unlink(missing_ok=True)
@@ -360,15 +388,20 @@ def _warn(message: str) -> None:
 
 @contextlib.contextmanager
 def _alone_in(out_dir: Path) -> Iterator[None]:
-    """Two that write the same shards would mix their bytes. The lock is the folder's own and ends with the process."""
+    """Two that write the same shards would mix their bytes. The lock is the folder's own and ends with the
+    process."""
     descriptor = os.open(out_dir, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"another prepare.py is at work in {out_dir}: wait for it, or pass another --out_dir") from None
+            raise InputError(
+                f"another prepare.py is at work in {out_dir}: wait for it, or pass another --out_dir"
+            ) from None
         except OSError as error:  # some network file systems have no locks
-            _warn(f"{out_dir} cannot be locked ({error.strerror}): see to it that no other prepare.py writes there")
+            _warn(
+                f"{out_dir} cannot be locked ({error.strerror}): see to it that no other prepare.py writes there"
+            )
         yield
     finally:
         os.close(descriptor)
@@ -378,14 +411,16 @@ def _read_progress(out_dir: Path, identity: dict[str, Any]) -> dict[str, Any] | 
     path = out_dir / "progress.json"
     if not path.is_file():
         if any(out_dir.glob("*.bin")):
-            raise ValueError(f"{out_dir} holds .bin files without a meta.json: pass another --out_dir, or remove them first")
+            raise InputError(
+                f"{out_dir} holds .bin files without a meta.json: pass another --out_dir, or remove them first"
+            )
         return None
     try:
         progress = json.loads(path.read_bytes())
     except ValueError as e:
-        raise ValueError(f"{path} is damaged ({e}): remove {out_dir} and prepare it again") from None
+        raise InputError(f"{path} is damaged ({e}): remove {out_dir} and prepare it again") from None
     if progress["identity"] != identity:
-        raise ValueError(
+        raise InputError(
             f"{out_dir} holds the beginning of a dataset of {_differences(progress['identity'], identity)}: pass another "
             "--out_dir, repeat the first command, or remove the folder"
         )
@@ -400,12 +435,16 @@ def _differences(own: dict[str, Any] | None, other: dict[str, Any]) -> str:
 
 
 def _condensed(identity: dict[str, Any]) -> dict[str, Any]:
-    """A source's identity without its list of files, which may have a hundred thousand: their number, size and digest."""
+    """A source's identity without its list of files, which may have a hundred thousand: their number, size
+    and digest."""
     if "files" not in identity:
         return identity
     files = identity["files"]
     digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-    return {**identity, "files": {"count": len(files), "bytes": sum(size for _, size in files), "sha256": digest}}
+    return {
+        **identity,
+        "files": {"count": len(files), "bytes": sum(size for _, size in files), "sha256": digest},
+    }
 
 
 @dataclass
@@ -452,7 +491,8 @@ def _is_unicode(text: str) -> bool:
 
 
 def _check_engine(engine: str, tokenizer_json: bytes, texts: list[str]) -> tuple[str, str | None, int]:
-    """choose_engine in a process of its own: (the engine, a warning, tokens of the texts with end-of-text ids)."""
+    """choose_engine in a process of its own: (the engine, a warning, tokens of the texts with end-of-text
+    ids)."""
     chosen, encode, warning = engines.choose_engine(engine, tokenizer_json, texts)
     return chosen, warning, len(encode(texts)[0]) + len(texts)
 
@@ -484,7 +524,7 @@ def _check_disk(
     needed, free = 4 * max(0, tokens - done), shutil.disk_usage(exists).free
     say(f"estimate: {tokens:,} tokens, {4 * tokens / 1e9:.2f} GB of shards; {free / 1e9:.1f} GB are free")
     if needed > free:
-        raise ValueError(
+        raise InputError(
             f"{out_dir} needs about {needed / 1e9:.1f} GB for {tokens:,} tokens, {free / 1e9:.1f} GB are free: choose another "
             "disk with --out_dir, or less with --limit"
         )
@@ -526,9 +566,17 @@ class FirstRows:
 
 
 @contextlib.contextmanager
-def _pool(workers: int, engine: str, tokenizer: TokenizerFiles, job: Job) -> Iterator[Callable[[Batch], Future]]:
-    """submit(batch) to `workers` processes, each with one thread: they share the cores by being as many. They start at once."""
-    threads = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1", "ARROW_NUM_THREADS": "1"}
+def _pool(
+    workers: int, engine: str, tokenizer: TokenizerFiles, job: Job
+) -> Iterator[Callable[[Batch], Future]]:
+    """submit(batch) to `workers` processes, each with one thread: they share the cores by being as many.
+    They start at once."""
+    threads = {
+        "RAYON_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "OMP_NUM_THREADS": "1",
+        "ARROW_NUM_THREADS": "1",
+    }
     before = {name: os.environ.get(name) for name in threads}
     os.environ.update(threads)
     context = multiprocessing.get_context("spawn")  # the engines have threads, which do not survive a fork
@@ -551,8 +599,8 @@ def _pool(workers: int, engine: str, tokenizer: TokenizerFiles, job: Job) -> Ite
 def _in_order(
     batches: Iterator[Batch], submit: Callable[[Batch], Future], ahead: int, times: dict[str, float]
 ) -> Iterator[tuple[Batch, Tokenized | None]]:
-    """(batch, what the workers made of it) in the order of the batches, at most `ahead` of them under way at once. Batches
-    without rows are passed on in their place."""
+    """(batch, what the workers made of it) in the order of the batches, at most `ahead` of them under way
+    at once. Batches without rows are passed on in their place."""
     pending: deque[tuple[Batch, Future | None]] = deque()
     while True:
         while len(pending) < ahead:

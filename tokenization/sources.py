@@ -1,13 +1,14 @@
-"""Where documents come from: local files and hub datasets, as a stream of batches that can be resumed at any of them.
+"""Where documents come from: local files and hub datasets, as a stream of batches that can be resumed at
+any of them.
 
     files = find_files(["corpus/**/*.jsonl.zst"])
     for batch in FileSource(files, field="text").batches(position=None):
         for row in batch.rows(): ...           # in a worker: parsing is its share of the work
         batch.next_position                    # JSON: where the next batch begins
 
-The reader only decompresses and cuts, about a gigabyte a second; what a batch holds is parsed where it is tokenized. The
-order of rows is that of the sorted files, and no number of workers, batch size or interruption changes it.
-"""
+The reader only decompresses and cuts, about a gigabyte a second; what a batch holds is parsed where it is
+tokenized. The order of rows is that of the sorted files, and no number of workers, batch size or
+interruption changes it."""
 
 import glob
 import gzip
@@ -21,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
+
+from base.errors import InputError, MissingFile, MissingPackage
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 FORMATS = (".jsonl", ".parquet", *TEXT_SUFFIXES)
@@ -62,32 +65,40 @@ class Source(Protocol):
 
 
 def find_files(sources: Sequence[str | Path]) -> list[Path]:
-    """The files that paths, folders (searched through) and glob patterns (** included) name: each once, however many
-    patterns and links lead to it, sorted by path.
+    """The files that paths, folders (searched through) and glob patterns (** included) name: each once,
+    however many patterns and links lead to it, sorted by path.
 
     Raises FileNotFoundError where one names nothing, ValueError where a named file is of no known format.
     """
     found: dict[Path, Path] = {}  # by where it really lies
     for source in map(str, sources):
         if not source.strip():
-            raise ValueError("--source= is empty: name files, folders or a pattern")
+            raise InputError("--source= is empty: name files, folders or a pattern")
         path = Path(source).expanduser()
         if path.is_dir():
             files = [p for p in sorted(path.rglob("*")) if p.is_file() and format_of(p)]
             if not files:
-                raise FileNotFoundError(f"{path} holds no {', '.join(FORMATS)} file, plain or {' or '.join(COMPRESSIONS)}")
+                raise MissingFile(
+                    f"{path} holds no {', '.join(FORMATS)} file, plain or {' or '.join(COMPRESSIONS)}"
+                )
         elif path.is_file():
             files = [path]
         else:
             matches = sorted(glob.glob(os.path.expanduser(source), recursive=True))
             files = [Path(p) for p in matches if os.path.isfile(p)]
             if matches and not files:
-                raise FileNotFoundError(f"source {source!r} matches folders alone: add /* or /**/* for what is in them")
+                raise MissingFile(
+                    f"source {source!r} matches folders alone: add /* or /**/* for what is in them"
+                )
             if not files:
-                raise FileNotFoundError(f"source {source!r} is no file, no folder, and matches nothing: check the path")
+                raise MissingFile(
+                    f"source {source!r} is no file, no folder, and matches nothing: check the path"
+                )
         for file in files:
             if format_of(file) is None:
-                raise ValueError(f"{file} is of no known format: {', '.join(FORMATS)}, plain or {' or '.join(COMPRESSIONS)}")
+                raise InputError(
+                    f"{file} is of no known format: {', '.join(FORMATS)}, plain or {' or '.join(COMPRESSIONS)}"
+                )
             real = file.resolve()
             found[real] = min(file, found.get(real, file))
     return sorted(found.values())
@@ -102,8 +113,8 @@ def format_of(file: Path) -> str | None:
 
 @dataclass
 class FileSource:
-    """Local files. `text_field` and `source_field` name columns or keys, with dots for nested ones; `separator` cuts text
-    files into documents, which are else one each."""
+    """Local files. `text_field` and `source_field` name columns or keys, with dots for nested ones;
+    `separator` cuts text files into documents, which are else one each."""
 
     files: Sequence[Path]
     text_field: str = "text"
@@ -121,7 +132,8 @@ class FileSource:
         self.identity["separator"] = self.separator
 
     def batches(self, position: dict[str, Any] | None) -> Iterator[Batch]:
-        """From `position`, the next_position of a batch, on. A position is {file, offset in its content, row in it}."""
+        """From `position`, the next_position of a batch, on. A position is {file, offset in its content,
+        row in it}."""
         start = position or {"file": 0, "offset": 0, "row": 0}
         readers = {"jsonl": self._line_batches, "parquet": self._parquet_batches, "text": self._text_batches}
         for i in range(start["file"], len(self.files)):
@@ -137,7 +149,9 @@ class FileSource:
                 n_rows = piece.count(b"\n") + (not piece.endswith(b"\n"))
                 position = {"file": i, "offset": end, "row": row + n_rows}
                 problem = TOO_LONG if too_long else None
-                yield LineBatch(n_rows, read, position, piece, str(self.files[i]), row, fields, begin == 0, problem)
+                yield LineBatch(
+                    n_rows, read, position, piece, str(self.files[i]), row, fields, begin == 0, problem
+                )
                 row += n_rows
         yield EndOfFile(0, 0, {"file": i + 1, "offset": 0, "row": 0})
 
@@ -148,7 +162,9 @@ class FileSource:
                 n_rows = len(_documents(piece, separator))
                 position = {"file": i, "offset": end, "row": row + n_rows}
                 problem = TOO_LONG if too_long else None
-                yield TextBatch(n_rows, read, position, piece, str(self.files[i]), row, separator, begin == 0, problem)
+                yield TextBatch(
+                    n_rows, read, position, piece, str(self.files[i]), row, separator, begin == 0, problem
+                )
                 row += n_rows
         yield EndOfFile(0, 0, {"file": i + 1, "offset": 0, "row": 0})
 
@@ -157,7 +173,9 @@ class FileSource:
         with pq.ParquetFile(self.files[i], buffer_size=PIECE_BYTES, pre_buffer=False) as file:
             have = {column.path for column in (file.schema.column(c) for c in range(len(file.schema)))}
             if self.text_field not in have:
-                raise FieldError(f"no column {self.text_field!r}, only {', '.join(sorted(have))}; --text_field names it")
+                raise FieldError(
+                    f"no column {self.text_field!r}, only {', '.join(sorted(have))}; --text_field names it"
+                )
             names = [self.text_field, *({self.source_field} & have)]  # statistics do without a source
             per_row = self.files[i].stat().st_size / max(1, file.metadata.num_rows)
             done = 0
@@ -166,16 +184,30 @@ class FileSource:
                 if done + metadata.num_rows <= row:  # before a resumed position
                     done += metadata.num_rows
                     continue
-                text = next(c for c in map(metadata.column, range(metadata.num_columns)) if c.path_in_schema == names[0])
-                at_once = int(self.batch_bytes / max(1.0, text.total_uncompressed_size / max(1, metadata.num_rows)))
-                for table in file.iter_batches(max(1, min(at_once, 10_000)), row_groups=[group], columns=names):
+                text = next(
+                    c
+                    for c in map(metadata.column, range(metadata.num_columns))
+                    if c.path_in_schema == names[0]
+                )
+                at_once = int(
+                    self.batch_bytes / max(1.0, text.total_uncompressed_size / max(1, metadata.num_rows))
+                )
+                for table in file.iter_batches(
+                    max(1, min(at_once, 10_000)), row_groups=[group], columns=names
+                ):
                     skip = max(0, row - done)
                     done += table.num_rows
                     if skip < table.num_rows:
                         read, table = int(per_row * table.num_rows), table.slice(skip)
                         position = {"file": i, "offset": 0, "row": done}
                         yield TableBatch(
-                            table.num_rows, read, position, table, str(self.files[i]), done - table.num_rows, names
+                            table.num_rows,
+                            read,
+                            position,
+                            table,
+                            str(self.files[i]),
+                            done - table.num_rows,
+                            names,
                         )
         yield EndOfFile(0, 0, {"file": i + 1, "offset": 0, "row": 0})
 
@@ -189,13 +221,16 @@ def _open(file: Path) -> BinaryIO:
     return open(file, "rb")
 
 
-def _cut(stream: BinaryIO, offset: int, separator: bytes | None, size: int) -> Iterator[tuple[bytes, int, int, bool, int]]:
+def _cut(
+    stream: BinaryIO, offset: int, separator: bytes | None, size: int
+) -> Iterator[tuple[bytes, int, int, bool, int]]:
     """(piece, its begin, its end, whether it is too long, bytes read of the file) from `offset` on.
 
-    Pieces of about `size` bytes end behind a separator; without one the whole is a piece. Of a document that is longer than
-    MAX_DOCUMENT_BYTES only the first bytes are given, so that memory stays bounded.
-    """
-    file = getattr(stream, "fileobj", None) or getattr(stream, "_fp", stream)  # the compressed one inside gzip's and zstd's
+    Pieces of about `size` bytes end behind a separator; without one the whole is a piece. Of a document
+    that is longer than MAX_DOCUMENT_BYTES only the first bytes are given, so that memory stays bounded."""
+    file = getattr(stream, "fileobj", None) or getattr(
+        stream, "_fp", stream
+    )  # the compressed one inside gzip's and zstd's
     _skip(stream, offset)
     begin, content, told = offset, b"", file.tell()
     wanted = size if separator else MAX_DOCUMENT_BYTES + 1
@@ -210,9 +245,14 @@ def _cut(stream: BinaryIO, offset: int, separator: bytes | None, size: int) -> I
             if content:
                 yield content, begin, begin + len(content), False, read
             return
-        # From the left, as the whole file would be cut: in three line breaks rfind sees other pairs than split
+        # From the left, as the whole file would be cut: in three line breaks rfind sees other pairs than
+        # split
         rest = (
-            content.rpartition(separator)[2] if separator == b"\n" else content.split(separator)[-1] if separator else content
+            content.rpartition(separator)[2]
+            if separator == b"\n"
+            else content.split(separator)[-1]
+            if separator
+            else content
         )
         if len(rest) < len(content):
             end = begin + len(content) - len(rest)
@@ -271,10 +311,12 @@ def _named_errors(file: Path) -> Iterator[None]:
     except (GeneratorExit, KeyboardInterrupt, MemoryError, ImportError):
         raise
     except (FieldError, PermissionError) as error:
-        raise ValueError(f"{file}: {error}") from error
+        raise InputError(f"{file}: {error}") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{file}: {reason}: the file is damaged, truncated or of another format; restore it") from error
+        raise InputError(
+            f"{file}: {reason}: the file is damaged, truncated or of another format; restore it"
+        ) from error
 
 
 @dataclass
@@ -309,7 +351,9 @@ class LineBatch:
             yield Row(f"{self.file}:{self.first_row + 1}", problem=self.problem)
             return
         text_field, source_field = self.fields
-        content = self.content.removeprefix(b"\xef\xbb\xbf") if self.at_start else self.content  # a byte order mark
+        content = (
+            self.content.removeprefix(b"\xef\xbb\xbf") if self.at_start else self.content
+        )  # a byte order mark
         for number, line in enumerate(content.split(b"\n"), self.first_row + 1):
             if not line or line.isspace():
                 continue
@@ -340,7 +384,8 @@ def _json_problem(line: bytes, error: ValueError) -> str:
 
 
 def _lookup(record: object, dotted: str) -> object:
-    """The value at `dotted`: the key itself if there is one, else key by key into nested objects; None where there is none."""
+    """The value at `dotted`: the key itself if there is one, else key by key into nested objects; None
+    where there is none."""
     if isinstance(record, dict) and dotted in record:
         return record[dotted]
     for key in dotted.split("."):
@@ -420,7 +465,9 @@ class TableBatch:
         try:
             return column.to_pylist()
         except UnicodeDecodeError:  # a string column may hold anything: look at its bytes
-            return column.view(pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()).to_pylist()
+            return column.view(
+                pa.large_binary() if pa.types.is_large_string(column.type) else pa.binary()
+            ).to_pylist()
 
 
 # ---- hub
@@ -428,8 +475,9 @@ class TableBatch:
 
 @dataclass
 class HubSource:
-    """A dataset of the Hugging Face hub, or a local folder of that layout, through the package `datasets`: streamed, or
-    downloaded first. Raises FileNotFoundError, which says what to do, where it cannot be reached."""
+    """A dataset of the Hugging Face hub, or a local folder of that layout, through the package `datasets`:
+    streamed, or downloaded first. Raises FileNotFoundError, which says what to do, where it cannot be
+    reached."""
 
     repo: str
     config: str | None = None
@@ -445,25 +493,38 @@ class HubSource:
     def __post_init__(self) -> None:
         datasets = _import("datasets", f"reading {self.repo} from the hub", "datasets")
         datasets.disable_progress_bars()
-        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; the error below says it once
+        logging.getLogger("huggingface_hub").setLevel(
+            logging.ERROR
+        )  # its retries; the error below says it once
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._dataset = datasets.load_dataset(
-                    self.repo, self.config, split=self.split, revision=self.revision, streaming=not self.download
+                    self.repo,
+                    self.config,
+                    split=self.split,
+                    revision=self.revision,
+                    streaming=not self.download,
                 )
         except Exception as error:  # of datasets, the hub's client, the network
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"dataset {self.repo} cannot be had from the hub ({reason}): check the network, or pass local files with "
                 "--source=FILES (.jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt)"
             ) from error
         if have := self._dataset.column_names:
             if self.text_field.split(".")[0] not in have:
-                raise ValueError(f"dataset {self.repo} has no column {self.text_field!r}, only {', '.join(have)}")
+                raise InputError(
+                    f"dataset {self.repo} has no column {self.text_field!r}, only {', '.join(have)}"
+                )
             wanted = [name.split(".")[0] for name in (self.text_field, self.source_field or "")]
             self._dataset = self._dataset.select_columns([name for name in have if name in wanted])
-        self.identity = {"repo": self.repo, "config": self.config, "split": self.split, "revision": self.revision}
+        self.identity = {
+            "repo": self.repo,
+            "config": self.config,
+            "split": self.split,
+            "revision": self.revision,
+        }
         self.identity |= {"text_field": self.text_field, "source_field": self.source_field}
 
     def batches(self, position: dict[str, Any] | None) -> Iterator[Batch]:
@@ -516,4 +577,4 @@ def _import(module: str, purpose: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise ImportError(f"{purpose} needs the package {package}: pip install {package}") from e
+        raise MissingPackage(f"{purpose} needs the package {package}: pip install {package}") from e

@@ -2,8 +2,9 @@
 
     python -m tokenization.vocabulary english --tokenizer=qwen3 --tier=ascii --out=english.json
 
-No model is loaded. A tier is a set of byte strings that holds every substring of its members. A token of a text is a substring
-of it, so a text of the tier encodes inside the tier's tokens: that is the closure, and --text counts it.
+No model is loaded. A tier is a set of byte strings that holds every substring of its members. A token of a
+text is a substring of it, so a text of the tier encodes inside the tier's tokens: that is the closure, and
+--text counts it.
 
     ascii     every byte below 128: English text, code, markup
     letters   ASCII letters, a space before them or none
@@ -20,9 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-from model_config import check_field_types
+from base.cli import parse_flags
+from base.errors import InputError, input_errors
+from base.fields import check
 from tokenization.tokenizers import _CHARACTERS, TokenizerFiles, find_tokenizer, import_tokenizers
-from training.config import parse_flags, user_errors
 
 TIERS = {
     "ascii": re.compile(rb"[\x00-\x7f]+"),
@@ -37,38 +39,41 @@ class VocabularyConfig:
     tokenizer: str = "qwen3"  # a name, folder or hub id
     tier: Literal["ascii", "letters", "words"] = "ascii"
     out: str = ""  # the JSON that is written
-    text: str | None = None  # a file of text to measure on; None: the language reference that comes with Python
+    text: str | None = (
+        None  # a file of text to measure on; None: the language reference that comes with Python
+    )
 
     def __post_init__(self) -> None:
-        check_field_types(self)
+        check(self)
         if not self.out:
-            raise ValueError("--out=FILE.json is missing")
+            raise InputError("--out=FILE.json is missing")
 
 
 def main(argv: Sequence[str]) -> int:
     if "--help" in argv or "-h" in argv:
         print(__doc__)
         return 0
-    with user_errors():
+    with input_errors():
         words, flags = parse_flags(argv, get_type_hints(VocabularyConfig))
         if words != ["english"]:
-            raise ValueError(
+            raise InputError(
                 f"{' '.join(words) or 'no command'}: write python -m tokenization.vocabulary english --out=FILE.json"
             )
         config = VocabularyConfig(**flags)
         out = Path(config.out)
         if not out.absolute().parent.is_dir():
-            raise ValueError(f"{out.absolute().parent} is no folder: make it, or choose another --out")
+            raise InputError(f"{out.absolute().parent} is no folder: make it, or choose another --out")
         found = find_tokenizer(config.tokenizer)
         text = Path(config.text).read_text(encoding="utf-8") if config.text else reference_text()
         if not text:
-            raise ValueError(f"{config.text} is empty: name a text, on which the tier is measured")
+            raise InputError(f"{config.text} is empty: name a text, on which the tier is measured")
         record = english(found, config.tier, text)
     out.write_text(json.dumps(record) + "\n")
     counts, measured = record["statistics"]["tiers"], record["statistics"]["text"]
     print(f"{out}: {len(record['ids']):,} ids of {found.name}, tier {config.tier}; {record['method']}")
     print(
-        ", ".join(f"{name} {n:,}" for name, n in counts.items()) + f"; of {record['statistics']['base_tokens']:,} base tokens"
+        ", ".join(f"{name} {n:,}" for name, n in counts.items())
+        + f"; of {record['statistics']['base_tokens']:,} base tokens"
     )
     print(", ".join(f"{name} {n:,}" for name, n in record["statistics"]["scripts"].items()))
     print(
@@ -80,9 +85,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def english(found: TokenizerFiles, tier: str, text: str) -> dict[str, Any]:
-    """What the JSON holds: `ids` of the tier, `byte_ids` of single bytes outside it, `added_ids`, statistics."""
+    """What the JSON holds: `ids` of the tier, `byte_ids` of single bytes outside it, `added_ids`,
+    statistics."""
     strings = token_bytes(found)
-    ids = {name: [i for i, b in strings.items() if b and pattern.fullmatch(b)] for name, pattern in TIERS.items()}
+    ids = {
+        name: [i for i, b in strings.items() if b and pattern.fullmatch(b)] for name, pattern in TIERS.items()
+    }
     added = sorted(token["id"] for token in json.loads(found.json)["added_tokens"])
     scripts = collections.Counter(script_of(b) for b in strings.values())
     record = {
@@ -115,16 +123,19 @@ def english(found: TokenizerFiles, tier: str, text: str) -> dict[str, Any]:
 
 
 def read_vocabulary(file: str | Path, tokenizer: TokenizerFiles) -> dict[str, Any]:
-    """The JSON that `main` wrote. Raises ValueError for another file, or one of another tokenizer, in one line."""
+    """The JSON that `main` wrote. Raises InputError for another file, or one of another tokenizer, in one
+    line."""
     try:
         record = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from None
+        raise InputError(f"{file} is damaged: {error}") from None
     if not isinstance(record, dict) or not {"ids", "byte_ids", "added_ids", "tokenizer"} <= record.keys():
-        raise ValueError(f"{file} is not a vocabulary: write one with python -m tokenization.vocabulary english --out=FILE")
+        raise InputError(
+            f"{file} is not a vocabulary: write one with python -m tokenization.vocabulary english --out=FILE"
+        )
     made_from = record["tokenizer"]
     if tokenizer.sha256 != made_from.get("sha256"):
-        raise ValueError(
+        raise InputError(
             f"{file} was made from another tokenizer ({made_from.get('name')!r}, sha256 {str(made_from.get('sha256'))[:12]}…) "
             f"than {tokenizer.name!r} ({tokenizer.sha256[:12]}…): make it again"
         )
@@ -132,17 +143,19 @@ def read_vocabulary(file: str | Path, tokenizer: TokenizerFiles) -> dict[str, An
 
 
 def kept_ids(record: dict[str, Any]) -> list[int]:
-    """Old ids of a pruned vocabulary, in the order of their new ones. Single bytes stay, so that any text can be encoded."""
+    """Old ids of a pruned vocabulary, in the order of their new ones. Single bytes stay, so that any text
+    can be encoded."""
     return sorted({*record["ids"], *record["byte_ids"], *record["added_ids"]})
 
 
 def token_bytes(found: TokenizerFiles) -> dict[int, bytes]:
-    """The bytes of every base token. Raises ValueError for what is neither byte-level BPE nor BPE with byte fallback."""
+    """The bytes of every base token. Raises InputError for what is neither byte-level BPE nor BPE with byte
+    fallback."""
     record = json.loads(found.json)
     added = {token["id"] for token in record["added_tokens"]}
     model = record["model"]
     if model.get("type") != "BPE":
-        raise ValueError(f"tokenizer {found.name!r} is {model.get('type')}, only BPE is known here")
+        raise InputError(f"tokenizer {found.name!r} is {model.get('type')}, only BPE is known here")
     base = {i: token for token, i in model["vocab"].items() if i not in added}
     if model.get("byte_fallback"):  # LLaMA 2: a space is U+2581, a byte <0x0A>
 
@@ -157,7 +170,7 @@ def token_bytes(found: TokenizerFiles) -> dict[int, bytes]:
     try:
         return {i: decode(base[i]) for i in sorted(base)}
     except KeyError as error:
-        raise ValueError(f"tokenizer {found.name!r} is not byte-level: a token holds {error}") from None
+        raise InputError(f"tokenizer {found.name!r} is not byte-level: a token holds {error}") from None
 
 
 def script_of(token: bytes) -> str:
@@ -192,10 +205,14 @@ def prune_tokenizer(tokenizer_json: bytes, kept: Sequence[int]) -> bytes:
         if a in model["vocab"] and b in model["vocab"] and a + b in model["vocab"]:
             merges.append(merge)
     model["merges"] = merges
-    record["added_tokens"] = [{**t, "id": new_id[t["id"]]} for t in record["added_tokens"] if t["id"] in new_id]
+    record["added_tokens"] = [
+        {**t, "id": new_id[t["id"]]} for t in record["added_tokens"] if t["id"] in new_id
+    ]
     steps = record.get("post_processor") or {}
     for step in steps.get("processors", [steps]):
-        for token in step.get("special_tokens", {}).values() if isinstance(step.get("special_tokens"), dict) else ():
+        for token in (
+            step.get("special_tokens", {}).values() if isinstance(step.get("special_tokens"), dict) else ()
+        ):
             token["ids"] = [new_id[i] for i in token["ids"]]
     return json.dumps(record, ensure_ascii=False).encode()
 

@@ -2,12 +2,12 @@
 
     kernel, ms = choose_kernel(model_config, config, device, dtype, world)      # "cudnn", {"cudnn": 1.2, "sdpa": 2.3, …}
 
-Which one wins differs between generations of GPUs and versions: cuDNN's is far ahead of FlashAttention 2 on Hopper and behind
-on A100, and what torch takes by itself ("sdpa") has changed. Rank 0 measures and all follow; a checkpoint keeps the choice, so
-that a run which goes on computes the same bits. On CPU the choice is a table (model_components.choose_backend). flex_attention
-is not among the candidates: for a mask that is merely causal its generated kernel is FlashAttention's schedule once more; with
-document_masking=True it runs, and nothing is chosen.
-"""
+Which one wins differs between generations of GPUs and versions: cuDNN's is far ahead of FlashAttention 2 on
+Hopper and behind on A100, and what torch takes by itself ("sdpa") has changed. Rank 0 measures and all
+follow; a checkpoint keeps the choice, so that a run which goes on computes the same bits. On CPU the choice
+is a table (model_components.choose_backend). flex_attention is not among the candidates: for a mask that is
+merely causal its generated kernel is FlashAttention's schedule once more; with document_masking=True it
+runs, and nothing is chosen."""
 
 import contextlib
 import json
@@ -18,10 +18,16 @@ import torch.utils.benchmark
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from model_components import ATTENTION_BACKENDS, PREFERRED_KERNELS, attend_manual, attend_sdpa, backend_problem
+from model_components import (
+    ATTENTION_BACKENDS,
+    PREFERRED_KERNELS,
+    attend_manual,
+    attend_sdpa,
+    backend_problem,
+)
 from model_config import ModelArchitectureConfig
 from training.config import TrainConfig
-from training.dist import World
+from training.world import World
 
 CANDIDATES = ("sdpa", "flash", "cudnn", "efficient", "flash_attn_2", "flash_attn_3", "flash_attn_4")
 CHECKED_TOKENS = 512  # of one sequence, against attention written out in fp32
@@ -35,9 +41,9 @@ def choose_kernel(
     world: World,
     saved: str | None = None,
 ) -> tuple[str, dict[str, float | str]]:
-    """The attention_backend that a run uses, and the ms of a forward and backward pass (or why there is none) of each that was
-    tried: what the configuration names; for `auto` on CUDA `saved`, if it can run on every rank, or the fastest; elsewhere
-    `auto`."""
+    """The attention_backend that a run uses, and the ms of a forward and backward pass (or why there is
+    none) of each that was tried: what the configuration names; for `auto` on CUDA `saved`, if it can run on
+    every rank, or the fastest; elsewhere `auto`."""
     c = model_config
     if c.attention_backend != "auto" or device.type != "cuda" or config.document_masking:
         return c.attention_backend, {}
@@ -60,8 +66,9 @@ def time_kernels(
     candidates: Iterable[str] = CANDIDATES,
     seconds: float = 0.2,
 ) -> dict[str, float | str]:
-    """shape (B, H, K, T, D) -> median ms of a forward and backward pass of each candidate, or why it cannot run: one whose
-    output or gradients are not attention's cannot, and one of torch's kernels in whose place torch would take another."""
+    """shape (B, H, K, T, D) -> median ms of a forward and backward pass of each candidate, or why it cannot
+    run: one whose output or gradients are not attention's cannot, and one of torch's kernels in whose place
+    torch would take another."""
     B, H, K, T, D = shape
     generator = torch.Generator(device).manual_seed(0)
     random = lambda *size: torch.randn(size, generator=generator, device=device).to(dtype)  # noqa: E731
@@ -95,7 +102,8 @@ def time_kernels(
 
 
 def wrong_results(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> str | None:
-    """Output and gradients of the first tokens of one sequence beside those of attention written out in fp32."""
+    """Output and gradients of the first tokens of one sequence beside those of attention written out in
+    fp32."""
     inputs = [t[:1, :, :CHECKED_TOKENS].detach() for t in (q, k, v)]
     grad = grad[:1, :, :CHECKED_TOKENS]
     found = []

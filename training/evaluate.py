@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from training.dist import World
+from training.world import World
 
 
 @torch.no_grad()
@@ -19,8 +19,9 @@ def evaluate(
     world: World = World(),  # noqa: B008  immutable
     stopping: Callable[[], bool] = lambda: False,
 ) -> float | None:
-    """Mean loss in nats over the valid targets of all batches of all ranks, each of which has equally many. Leaves the model in
-    the mode it found it in. None where `stopping`, asked before each batch, says on all ranks that there is no time."""
+    """Mean loss in nats over the valid targets of all batches of all ranks, each of which has equally many.
+    Leaves the model in the mode it found it in. None where `stopping`, asked before each batch, says on all
+    ranks that there is no time."""
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
@@ -40,5 +41,6 @@ def evaluate(
 
 
 def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:
-    """Nats a token as bits a byte of text, which compares across tokenizers; None where the bytes were not counted."""
+    """Nats a token as bits a byte of text, which compares across tokenizers; None where the bytes were not
+    counted."""
     return None if bytes_per_token is None else loss / math.log(2) / bytes_per_token

@@ -37,12 +37,14 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: fl
             group["lr"] = learning_rate * group["lr_ratio"]
 
 
-def build_optimizers(model: nn.Module, config: TrainConfig, device: torch.device) -> list[torch.optim.Optimizer]:
+def build_optimizers(
+    model: nn.Module, config: TrainConfig, device: torch.device
+) -> list[torch.optim.Optimizer]:
     """AdamW over everything, or Muon over the hidden matrices and AdamW over the rest.
 
-    Matrices and embeddings decay; norms and biases (1-D) do not, as in GPT-3. Muon orthogonalises the update of a matrix
-    (Jordan 2024) and is not meant for embeddings and the head; its updates are scaled to the size of AdamW's (Liu et
-    al. 2025), so that one learning rate serves both."""
+    Matrices and embeddings decay; norms and biases (1-D) do not, as in GPT-3. Muon orthogonalises the
+    update of a matrix (Jordan 2024) and is not meant for embeddings and the head; its updates are scaled to
+    the size of AdamW's (Liu et al. 2025), so that one learning rate serves both."""
     params = dict(model.named_parameters())
     hidden = {n for n, p in params.items() if p.dim() == 2 and n.startswith("blocks.")}
     by_muon = hidden if config.optimizer == "muon" else set()
@@ -55,14 +57,22 @@ def build_optimizers(model: nn.Module, config: TrainConfig, device: torch.device
     lr = config.learning_rate
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(
-            [g for g in groups if g["params"]], lr=lr, betas=(config.beta1, config.beta2), fused=device.type != "mps"
+            [g for g in groups if g["params"]],
+            lr=lr,
+            betas=(config.beta1, config.beta2),
+            fused=device.type != "mps",
         )
     ]
     if by_muon:
         muon_lr = lr if config.muon_learning_rate is None else config.muon_learning_rate
-        group = {"params": [params[n] for n in params if n in by_muon], "lr_ratio": muon_lr / lr if lr else 0.0}
+        group = {
+            "params": [params[n] for n in params if n in by_muon],
+            "lr_ratio": muon_lr / lr if lr else 0.0,
+        }
         optimizers.append(
-            torch.optim.Muon([group], lr=muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+            torch.optim.Muon(
+                [group], lr=muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
         )
     return optimizers
 
@@ -98,16 +108,23 @@ def allocate_state(optimizers: list[torch.optim.Optimizer]) -> None:
 def state_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
     """What weights and optimizer state will take on disk, of all ranks together."""
     copies = {torch.optim.AdamW: 3, torch.optim.Muon: 2}
-    return sum(copies[type(o)] * 4 * p.numel() for o in optimizers for group in o.param_groups for p in group["params"])
+    return sum(
+        copies[type(o)] * 4 * p.numel()
+        for o in optimizers
+        for group in o.param_groups
+        for p in group["params"]
+    )
 
 
 class StepGuard:
-    """Skips steps whose gradients are not finite, or whose norm is a spike. It decides on the device, so nothing waits; the
-    norm is the same on all ranks, so they agree."""
+    """Skips steps whose gradients are not finite, or whose norm is a spike. It decides on the device, so
+    nothing waits; the norm is the same on all ranks, so they agree."""
 
     MEMORY = 100  # steps over which the mean norm is taken
 
-    def __init__(self, config: TrainConfig, device: torch.device, state: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, device: torch.device, state: Mapping[str, float] | None = None
+    ) -> None:
         self.spike_factor, self.max_bad_steps = config.spike_factor, config.max_bad_steps
         state = state or {"mean_norm": 0.0, "good": 0, "bad_in_a_row": 0, "skipped": 0}
         self._state = {name: torch.tensor(float(value), device=device) for name, value in state.items()}

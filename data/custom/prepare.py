@@ -1,4 +1,5 @@
-"""Your own text as a dataset: a folder, files or a pattern of .jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt, .md or .rst.
+"""Your own text as a dataset: a folder, files or a pattern of .jsonl, .jsonl.zst, .jsonl.gz, .parquet,
+.txt, .md or .rst.
 
 python data/custom/prepare.py --source=my_texts/ --tokenizer=qwen3
 python train.py config/quickstart.py --dataset=custom --vocab_size=151936

@@ -17,5 +17,12 @@ from tokenization.command import run
 if __name__ == "__main__":
     here = Path(__file__).resolve().parent
     raise SystemExit(
-        run(__doc__, here, sys.argv[1:], tokenizer="gpt2", repo="Skylion007/openwebtext", expected_tokens=9_000_000_000)
+        run(
+            __doc__,
+            here,
+            sys.argv[1:],
+            tokenizer="gpt2",
+            repo="Skylion007/openwebtext",
+            expected_tokens=9_000_000_000,
+        )
     )

@@ -4,8 +4,8 @@
     python data/slimpajama_627b_llama3/prepare.py --source=FILES         # from local files: a folder or a pattern
     python data/slimpajama_627b_llama3/prepare.py --verify
 
-627 B tokens by its authors' count: 2.5 TB of shards. Source: cerebras/SlimPajama-627B, 59,166 files of .jsonl.zst.
-"""
+627 B tokens by its authors' count: 2.5 TB of shards. Source: cerebras/SlimPajama-627B, 59,166 files of
+.jsonl.zst."""
 
 import sys
 from pathlib import Path

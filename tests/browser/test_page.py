@@ -1,7 +1,8 @@
-"""comparison.html in a browser without a network: Debian's chromium, headless. Run by .ci/run, outside `make test`.
+"""comparison.html in a browser without a network: Debian's chromium, headless. Run by .ci/run, outside
+`make test`.
 
-A script added to a copy of the page does what a reader would and writes down what the page then shows; chromium prints it.
-"""
+A script added to a copy of the page does what a reader would and writes down what the page then shows;
+chromium prints it."""
 
 import json
 import re
@@ -59,7 +60,9 @@ def seen_by(page: Path, tmp_path: Path) -> dict:
     command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1250,1000",
                "--virtual-time-budget=5000",
                f"--user-data-dir={tmp_path / 'profile'}", "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom"]  # fmt: skip
-    done = subprocess.run([*command, copy.resolve().as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(
+        [*command, copy.resolve().as_uri()], capture_output=True, text=True, timeout=120, check=True
+    )
     found = re.search("SEEN(.*)SEEN", done.stdout, re.DOTALL)
     assert found, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
@@ -71,7 +74,9 @@ def seen(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         write_log("out-<b>&a", floor=3.2, name="gpt2", started=1_700_000_001)
-        write_log("out-llama3", floor=3.1, name="llama3", steps=(0, 50), end=None, started=1_700_000_002, flops=7e8)
+        write_log(
+            "out-llama3", floor=3.1, name="llama3", steps=(0, 50), end=None, started=1_700_000_002, flops=7e8
+        )
         write_log("out/qwen3", floor=3.0, name="qwen3", started=1_700_000_003, flops=8e8)
         with mock.patch.object(compare, "plot", return_value=b""):
             assert compare.main(["--latest=3", "--out=cmp"]) == 0
@@ -89,10 +94,15 @@ def end_of(curve: str) -> float:
 
 
 def test_toggle(seen):
-    """At equal tokens the complete runs end together; at equal FLOPs the cheaper one, 6 to 8, ends at three quarters."""
+    """At equal tokens the complete runs end together; at equal FLOPs the cheaper one, 6 to 8, ends at three
+    quarters."""
     tokens, flops, time = (seen[axis] for axis in ("tokens", "FLOPs", "time"))
     assert (tokens["pressed"], flops["pressed"], time["pressed"]) == (["tokens"], ["FLOPs"], ["time"])
-    assert flops["label"] == "Training compute (FLOPs)" and "8.00e13" in flops["ticks"] and "0:00:20" in time["ticks"]
+    assert (
+        flops["label"] == "Training compute (FLOPs)"
+        and "8.00e13" in flops["ticks"]
+        and "0:00:20" in time["ticks"]
+    )
     left, right = 70, 1100 - 20
     assert end_of(tokens["curves"]["out-<b>&a"]) == end_of(tokens["curves"]["out/qwen3"]) == right
     assert end_of(flops["curves"]["out/qwen3"]) == right
@@ -108,9 +118,16 @@ def test_values_under_the_pointer(seen):
     rows = seen["at30K"]
     assert [label for label, _ in rows] == list(expected)  # the best first
     for label, value in rows:
-        assert float(value) == pytest.approx((bits(expected[label], 20) + bits(expected[label], 40)) / 2, abs=2e-4)
-    assert [label for label, _ in seen["at90K"]] == ["out/qwen3", "out-<b>&a"]  # where the crashed run has no value
-    assert dict(seen["atFLOPs"])["out-<b>&a"] == pytest.approx(f"{bits(3.2, 40):.4f}")  # 2.4e13 / 6e8 = 40,000 tokens
+        assert float(value) == pytest.approx(
+            (bits(expected[label], 20) + bits(expected[label], 40)) / 2, abs=2e-4
+        )
+    assert [label for label, _ in seen["at90K"]] == [
+        "out/qwen3",
+        "out-<b>&a",
+    ]  # where the crashed run has no value
+    assert dict(seen["atFLOPs"])["out-<b>&a"] == pytest.approx(
+        f"{bits(3.2, 40):.4f}"
+    )  # 2.4e13 / 6e8 = 40,000 tokens
 
 
 def test_zoom_legend_and_scales(seen):
@@ -118,4 +135,6 @@ def test_zoom_legend_and_scales(seen):
     assert seen["unzoomed"] == seen["tokens"]
     assert set(seen["hidden"]["curves"]) == {"out-<b>&a", "out-llama3"}
     assert seen["trains"] == 3
-    assert seen["log"]["curves"] != seen["tokens"]["curves"] and set(seen["log"]["curves"]) == set(seen["tokens"]["curves"])
+    assert seen["log"]["curves"] != seen["tokens"]["curves"] and set(seen["log"]["curves"]) == set(
+        seen["tokens"]["curves"]
+    )

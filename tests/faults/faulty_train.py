@@ -1,4 +1,5 @@
-"""train.py with a fault: KIND:RANK:STEP, then its own arguments. The fault happens in the first life of that rank only.
+"""train.py with a fault: KIND:RANK:STEP, then its own arguments. The fault happens in the first life of
+that rank only.
 
 hang  the rank sleeps before the step      kill  it dies by signal 9      die  it ends with an exception
 """
@@ -10,7 +11,7 @@ import time
 
 sys.path.insert(0, os.path.abspath(f"{__file__}/../../.."))
 import train
-from training import dist
+from training.world import exit_with
 
 kind, rank, at = sys.argv.pop(1).split(":")
 plain = train.learning_rate_at
@@ -27,4 +28,4 @@ def learning_rate_at(step: int, config: object) -> float:
 
 
 train.learning_rate_at = learning_rate_at
-dist.exit_with(train.main, sys.argv[1:])
+exit_with(train.main, sys.argv[1:])

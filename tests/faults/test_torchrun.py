@@ -1,4 +1,5 @@
-"""Two ranks under torchrun, under SLURM's srun, and what may happen to them in three weeks. Run by `make test-faults`."""
+"""Two ranks under torchrun, under SLURM's srun, and what may happen to them in three weeks. Run by `make
+test-faults`."""
 
 import os
 import random
@@ -32,7 +33,8 @@ def flags(dataset: Path, out_dir: Path, *more: str) -> list[str]:
 
 
 class Process(subprocess.Popen):
-    """A command in a session of its own, whose output goes to a file: a pipe that nobody reads would stop it."""
+    """A command in a session of its own, whose output goes to a file: a pipe that nobody reads would stop
+    it."""
 
     def __init__(self, command: list[str], **env: str) -> None:
         self.file = tempfile.TemporaryFile("w+")  # noqa: SIM115 as long as the process
@@ -76,7 +78,9 @@ def complete_events(out_dir: Path) -> list[dict]:
 
 def ranks_of(process: Process) -> list[int]:
     """The pids of the two ranks, when both are there."""
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True
+    ).stdout.split()
     try:
         return [int(pid) for pid in children if "train.py" in Path(f"/proc/{pid}/cmdline").read_text()]
     except OSError:  # one of them has just ended
@@ -85,7 +89,8 @@ def ranks_of(process: Process) -> list[int]:
 
 @pytest.mark.parametrize("strategy", ["--use_zero1=True", "--use_fsdp=True"])
 def test_ctrl_c_leaves_a_resumable_run(dataset, tmp_path, strategy):
-    """As README.md starts it. torchrun passes SIGINT on and itself ends with 1; run_end says what happened."""
+    """As README.md starts it. torchrun passes SIGINT on and itself ends with 1; run_end says what
+    happened."""
     long = ["--max_iters=400", "--eval_interval=200", strategy]
     process = Process([*TORCHRUN, "train.py", *flags(dataset, tmp_path / "parts", *long)])
     wait_for_step(process, tmp_path / "parts", 5)
@@ -94,7 +99,9 @@ def test_ctrl_c_leaves_a_resumable_run(dataset, tmp_path, strategy):
     assert "stopped by signal SIGINT" in out
     end = read_events(tmp_path / "parts")[-1]
     assert end["event"] == "run_end" and end["reason"] == "signal SIGINT"
-    assert checkpoint.find_checkpoint(tmp_path / "parts") == checkpoint.checkpoint_path(tmp_path / "parts", end["step"])
+    assert checkpoint.find_checkpoint(tmp_path / "parts") == checkpoint.checkpoint_path(
+        tmp_path / "parts", end["step"]
+    )
     assert finish([*TORCHRUN, "train.py", *flags(dataset, tmp_path / "parts", *long)])[0] == 0
     assert finish([*TORCHRUN, "train.py", *flags(dataset, tmp_path / "whole", *long)])[0] == 0
     assert digests(tmp_path / "whole", 400) == digests(tmp_path / "parts", 400)
@@ -123,7 +130,10 @@ def test_a_lost_rank_brings_the_run_back_from_its_last_checkpoint(dataset, tmp_p
 def test_a_hung_rank_ends_the_job_and_is_named(dataset, tmp_path, rank):
     run = flags(dataset, tmp_path / "a", "--dist_timeout_s=8")
     start = time.monotonic()
-    code, out = finish([*TORCHRUN, "tests/faults/faulty_train.py", f"hang:{rank}:4", *run], TORCH_ELASTIC_SHUTDOWN_TIMEOUT="2")
+    code, out = finish(
+        [*TORCHRUN, "tests/faults/faulty_train.py", f"hang:{rank}:4", *run],
+        TORCH_ELASTIC_SHUTDOWN_TIMEOUT="2",
+    )
     assert code == 1 and f"rank {1 - rank}: rank {rank} does not answer" in out, out
     assert time.monotonic() - start < 120
     assert checkpoint.find_checkpoint(tmp_path / "a") == checkpoint.checkpoint_path(tmp_path / "a", 3)
@@ -131,10 +141,13 @@ def test_a_hung_rank_ends_the_job_and_is_named(dataset, tmp_path, rank):
 
 @pytest.mark.timeout(1800)  # 21 starts of two ranks, on a machine that may be busy
 def test_twenty_random_kills_change_nothing(dataset, tmp_path):
-    """kill -9 of a random rank at a random moment, twenty times: in steps, evaluations, saves and while starting."""
+    """kill -9 of a random rank at a random moment, twenty times: in steps, evaluations, saves and while
+    starting."""
     long = ["--max_iters=3000", "--eval_interval=40", "--checkpoint_interval=10", "--use_zero1=True"]
     assert finish([*TORCHRUN, "train.py", *flags(dataset, tmp_path / "whole", *long)])[0] == 0
-    process = Process([*TORCHRUN, "--max-restarts=25", "train.py", *flags(dataset, tmp_path / "parts", *long)])
+    process = Process(
+        [*TORCHRUN, "--max-restarts=25", "train.py", *flags(dataset, tmp_path / "parts", *long)]
+    )
     rng, kills, logs, dead = random.Random(0), 0, 0, set()
     while kills < 20:
         assert process.poll() is None, process.output()
@@ -192,12 +205,17 @@ if [ "$1" = show ]; then echo 127.0.0.1; else echo "$@" >> "$FAKE_SLURM/scontrol
 
 
 def test_slurm_queues_the_job_again_until_it_is_done(dataset, tmp_path):
-    """scripts/train.slurm with stand-ins for srun and scontrol: USR1 before the time limit, then a second allocation."""
+    """scripts/train.slurm with stand-ins for srun and scontrol: USR1 before the time limit, then a second
+    allocation."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "FAKE_SLURM": str(tmp_path), "PYTHON": sys.executable}
-    env |= {"SLURM_JOB_ID": str(free_port() - 20000), "SLURM_JOB_NODELIST": "node0", "SLURM_SUBMIT_DIR": str(ROOT)}
+    env |= {
+        "SLURM_JOB_ID": str(free_port() - 20000),
+        "SLURM_JOB_NODELIST": "node0",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+    }
     env["SLURM_CPUS_PER_TASK"] = "1"
     run = ["scripts/train.slurm", *flags(dataset, tmp_path / "a", "--max_iters=400", "--eval_interval=200")]
     first = Process(run, **env)

@@ -1,5 +1,5 @@
-"""Chat templates against transformers' apply_chat_template, the strings of Qwen3's model card, the split of an answer, and the
-chat of sample.py from end to end with answers that are given."""
+"""Chat templates against transformers' apply_chat_template, the strings of Qwen3's model card, the split of
+an answer, and the chat of sample.py from end to end with answers that are given."""
 
 import json
 
@@ -14,8 +14,8 @@ from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from tokenization.tokenizers import find_tokenizer
 
-# Turns as Qwen3's template has them, without its tools: no default system prompt, the thinking of earlier answers left out, an
-# empty thinking block where enable_thinking is false.
+# Turns as Qwen3's template has them, without its tools: no default system prompt, the thinking of earlier
+# answers left out, an empty thinking block where enable_thinking is false.
 QWEN3 = """
 {%- for message in messages %}
     {%- set content = message.content %}
@@ -33,21 +33,37 @@ QWEN3 = """
 """
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 FIRST = [{"role": "user", "content": "Why?"}]
-SECOND = [*FIRST, {"role": "assistant", "content": "<think>\nhm\n</think>\n\nSo."}, {"role": "user", "content": "And?"}]
+SECOND = [
+    *FIRST,
+    {"role": "assistant", "content": "<think>\nhm\n</think>\n\nSo."},
+    {"role": "user", "content": "And?"},
+]
 SYSTEM = [{"role": "system", "content": "Be brief."}, *FIRST]
 
 
 def chat_folder(folder, template: str, think: bool = True, inline: bool = False):
-    """A model of Qwen3's architecture whose tokenizer has bytes, Qwen3's control tokens and a chat template."""
+    """A model of Qwen3's architecture whose tokenizer has bytes, Qwen3's control tokens and a chat
+    template."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(["x"], trainers.BpeTrainer(special_tokens=SPECIAL, initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        ["x"], trainers.BpeTrainer(special_tokens=SPECIAL, initial_alphabet=alphabet)
+    )
     if think:
-        tokenizer.add_tokens([AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)])
+        tokenizer.add_tokens(
+            [AddedToken("<think>", normalized=False), AddedToken("</think>", normalized=False)]
+        )
     folder.mkdir()
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    config = {
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
     if inline:
         config["chat_template"] = template
     else:
@@ -82,7 +98,11 @@ EMPTY = "<think>\n\n</think>\n\n"
         (FIRST, False, USER.format("Why?") + ASSISTANT + EMPTY),
         (SYSTEM, True, "<|im_start|>system\nBe brief.<|im_end|>\n" + USER.format("Why?") + ASSISTANT),
         (SECOND, True, USER.format("Why?") + ASSISTANT + "So.<|im_end|>\n" + USER.format("And?") + ASSISTANT),
-        (SECOND, False, USER.format("Why?") + ASSISTANT + "So.<|im_end|>\n" + USER.format("And?") + ASSISTANT + EMPTY),
+        (
+            SECOND,
+            False,
+            USER.format("Why?") + ASSISTANT + "So.<|im_end|>\n" + USER.format("And?") + ASSISTANT + EMPTY,
+        ),
     ],
 )
 def test_the_strings_of_the_model_card_and_of_transformers(qwen3, messages, thinking, expected):
@@ -92,7 +112,9 @@ def test_the_strings_of_the_model_card_and_of_transformers(qwen3, messages, thin
     assert template.render(messages, thinking) == expected
     flag = {} if thinking is None else {"enable_thinking": thinking}
     theirs = AutoTokenizer.from_pretrained(qwen3)
-    assert theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **flag) == expected
+    assert (
+        theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **flag) == expected
+    )
 
 
 def test_what_a_template_needs(qwen3, instruct, tmp_path, monkeypatch):
@@ -105,7 +127,11 @@ def test_what_a_template_needs(qwen3, instruct, tmp_path, monkeypatch):
     (tmp_path / "none" / "tokenizer.json").write_bytes((qwen3 / "tokenizer.json").read_bytes())
     with pytest.raises(ValueError, match="has no chat template"):
         load_template(tmp_path / "none")
-    for source, words in (("{% if %}", "fails"), ("{{ raise_exception('no tools') }}", "no tools"), ("{{ x.y.z }}", "fails")):
+    for source, words in (
+        ("{% if %}", "fails"),
+        ("{{ raise_exception('no tools') }}", "no tools"),
+        ("{{ x.y.z }}", "fails"),
+    ):
         (tmp_path / "none" / "chat_template.jinja").write_text(source)
         with pytest.raises(ValueError, match=words):
             load_template(tmp_path / "none").render(FIRST)
@@ -144,7 +170,8 @@ def test_the_presets_are_those_of_the_model_card():
 
 @pytest.fixture
 def talk(monkeypatch, capsys):
-    """talk(folder, answers, *flags) -> (stdout, stderr, what the model was asked); the model says `answers` one by one."""
+    """talk(folder, answers, *flags) -> (stdout, stderr, what the model was asked); the model says `answers`
+    one by one."""
 
     def call(folder, answers, *flags, piped=None):
         tokenizer, asked, left = sample.load_tokenizer(folder), [], list(answers)
@@ -215,5 +242,8 @@ def test_a_vocabulary_leaves_the_tags_and_the_end(qwen3, talk, tmp_path):
 
 
 def test_a_chat_with_the_model_itself(qwen3, capsys):
-    assert sample.main([f"--model={qwen3}", "--chat", "--prompt=Why?", "--max_new_tokens=5", "--output=json"]) == 0
+    assert (
+        sample.main([f"--model={qwen3}", "--chat", "--prompt=Why?", "--max_new_tokens=5", "--output=json"])
+        == 0
+    )
     assert 1 <= len(json.loads(capsys.readouterr().out)["ids"]) <= 5

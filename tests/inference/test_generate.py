@@ -1,4 +1,5 @@
-"""Generation against transformers: its filters, its generate, its penalties; the cache against none; batches against rows."""
+"""Generation against transformers: its filters, its generate, its penalties; the cache against none;
+batches against rows."""
 
 import itertools
 import json
@@ -63,7 +64,9 @@ def test_the_distribution_at_its_corners():
     for sampling in (Sampling(), Sampling(top_k=40), Sampling(top_k=9999)):
         torch.testing.assert_close(full(logits, sampling), logits.softmax(-1))
     half = full(logits.bfloat16(), Sampling(temperature=0.7, top_k=3, top_p=0.9, min_p=0.05))
-    assert half.dtype == torch.float32 and half.sum().item() == pytest.approx(1.0) and 1 <= (half > 0).sum() <= 3
+    assert (
+        half.dtype == torch.float32 and half.sum().item() == pytest.approx(1.0) and 1 <= (half > 0).sum() <= 3
+    )
 
 
 @pytest.mark.parametrize("penalty", [0.7, 1.0, 1.8])
@@ -90,7 +93,16 @@ def test_values_outside_their_range_are_refused(values):
 
 def tiny(preset="qwen3", **options):
     kv = 4 if preset == "gpt2" else 2
-    shape = dict(n_layer=2, n_embd=32, n_head=4, num_key_value_heads=kv, head_dim=8, block_size=64, vocab_size=41, init_std=0.3)
+    shape = dict(
+        n_layer=2,
+        n_embd=32,
+        n_head=4,
+        num_key_value_heads=kv,
+        head_dim=8,
+        block_size=64,
+        vocab_size=41,
+        init_std=0.3,
+    )
     return ConfigurableGPT(get_preset_config(preset, **shape | options), seed=0).eval()
 
 
@@ -113,7 +125,11 @@ def test_greedy_tokens_are_those_of_transformers(preset, tmp_path):
         answers = generate(ours, PROMPTS, 40, Sampling(temperature=0, repetition_penalty=penalty))
         for prompt, answer in zip(PROMPTS, answers, strict=True):
             out = theirs.generate(
-                torch.tensor([prompt]), max_new_tokens=40, do_sample=False, repetition_penalty=penalty, pad_token_id=0
+                torch.tensor([prompt]),
+                max_new_tokens=40,
+                do_sample=False,
+                repetition_penalty=penalty,
+                pad_token_id=0,
             )
             assert answer.ids == out[0, len(prompt) :].tolist()
 
@@ -130,7 +146,7 @@ def test_a_row_of_a_batch_is_what_it_is_alone(preset, sampling):
 
 
 def test_a_compiled_step_gives_the_same_tokens():
-    from training.dist import compile_problem
+    from hardware.device import compile_problem
 
     assert compile_problem(torch.device("cpu")) is None
     model = tiny(init_std=0.2)
@@ -144,7 +160,9 @@ def test_golden_generations(preset):
     """What these weights have always said; a change here is a change of the model, the cache or the draws."""
     golden = json.loads((Path(__file__).parents[1] / "golden" / "generations.json").read_text())[preset]
     assert [a.ids for a in generate(tiny(preset), PROMPTS[:2], 12, GREEDY)] == golden["greedy"]
-    assert [a.ids for a in generate(tiny(preset), PROMPTS[:2], 12, Sampling(top_k=10), seed=3)] == golden["sampled"]
+    assert [a.ids for a in generate(tiny(preset), PROMPTS[:2], 12, Sampling(top_k=10), seed=3)] == golden[
+        "sampled"
+    ]
 
 
 @torch.no_grad()
@@ -200,7 +218,9 @@ def test_the_draws_follow_the_distribution():
     drawn = torch.bincount(torch.cat([draw(p, None, [generator]) for _ in range(n)]), minlength=5)
     assert (drawn[p[0] == 0] == 0).all()
     expected = n * p[0][p[0] > 0]
-    assert ((drawn[p[0] > 0] - expected) ** 2 / expected).sum() < 13.8  # chi-square with 2 degrees of freedom, p = 0.001
+    assert (
+        (drawn[p[0] > 0] - expected) ** 2 / expected
+    ).sum() < 13.8  # chi-square with 2 degrees of freedom, p = 0.001
 
 
 @pytest.mark.parametrize(
@@ -230,9 +250,14 @@ def byte_tokenizer():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.pre_tokenizer, tokenizer.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(["x"], trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet))
+    tokenizer.train_from_iterator(
+        ["x"], trainers.BpeTrainer(special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    )
     return tokenizer
 
 
@@ -253,10 +278,19 @@ def test_a_stop_string_is_held_back_and_cut(byte_tokenizer):
 def test_stop_strings_end_a_row(byte_tokenizer):
     model = tiny(vocab_size=257, init_std=0.02)
     ids = byte_tokenizer.encode("ab").ids
-    (free,) = generate(model, [ids], 30, Sampling(temperature=1.0), tokenizer=byte_tokenizer, allowed_ids=range(40, 70))
+    (free,) = generate(
+        model, [ids], 30, Sampling(temperature=1.0), tokenizer=byte_tokenizer, allowed_ids=range(40, 70)
+    )
     assert len(free.text) == 30 and free.finish == "length"
     stop = free.text[11:14]
-    answers = generate(model, [ids, ids], 30, tokenizer=byte_tokenizer, allowed_ids=range(40, 70), stop_strings=[stop, "never"])
+    answers = generate(
+        model,
+        [ids, ids],
+        30,
+        tokenizer=byte_tokenizer,
+        allowed_ids=range(40, 70),
+        stop_strings=[stop, "never"],
+    )
     assert answers[0].text == free.text[: free.text.find(stop)] and answers[0].finish == "stop_string"
     assert answers[0].ids == free.ids[: free.text.find(stop) + 3]
     assert answers[1].text != answers[0].text  # its own seed

@@ -1,4 +1,5 @@
-"""inference/hf.py against transformers: a tiny random twin of each family is the oracle of logits, loss and gradients."""
+"""inference/hf.py against transformers: a tiny random twin of each family is the oracle of logits, loss and
+gradients."""
 
 import json
 
@@ -20,17 +21,19 @@ from transformers import (
 from inference.hf import FAMILIES, as_hf, config_from_hf, config_to_hf, load_hf, save_hf
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from model_loss import IGNORED_TARGET
+from operators.loss import IGNORED_TARGET
 
-# Sizes that no default would give, heads that are not n_embd / n_head wide, an eps that is seen, a theta that turns slowly
-# enough for every pair of a head to matter within 48 positions.
+# Sizes that no default would give, heads that are not n_embd / n_head wide, an eps that is seen, a theta
+# that turns slowly enough for every pair of a head to matter within 48 positions.
 GPT2 = dict(vocab_size=61, n_positions=48, n_embd=36, n_layer=2, n_head=4, layer_norm_epsilon=0.02)
 GPT2 |= dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.03)
-ROPE = dict(vocab_size=61, max_position_embeddings=48, hidden_size=32, intermediate_size=52, num_hidden_layers=2)
+ROPE = dict(
+    vocab_size=61, max_position_embeddings=48, hidden_size=32, intermediate_size=52, num_hidden_layers=2
+)
 ROPE |= dict(num_attention_heads=4, head_dim=10, rms_norm_eps=0.02, initializer_range=0.03)
 ROPE |= dict(rope_parameters=dict(rope_type="default", rope_theta=300.0))
-# Of the 8 pairs of a head of 16 the first turns 6.4 times in 40 tokens and stays, the next two 3.1 and 1.5 times and are
-# blended, the others less than once and are stretched
+# Of the 8 pairs of a head of 16 the first turns 6.4 times in 40 tokens and stays, the next two 3.1 and 1.5
+# times and are blended, the others less than once and are stretched
 SCALED = dict(rope_type="llama3", rope_theta=300.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 SCALED |= dict(original_max_position_embeddings=40)
 
@@ -55,16 +58,23 @@ TWINS = {
     "llama MHA tied": lambda: llama(tie_word_embeddings=True),
     "llama GQA": lambda: llama(num_key_value_heads=2),  # LLaMA 3
     "llama GQA tied": lambda: llama(num_key_value_heads=2, tie_word_embeddings=True),
-    "llama biases, heads of n_embd / n_head": lambda: llama(head_dim=None, attention_bias=True, mlp_bias=True),
-    "llama scaled": lambda: llama(num_key_value_heads=1, head_dim=16, rope_parameters=dict(SCALED)),  # LLaMA 3.1
-    "llama scaled tied": lambda: llama(head_dim=16, rope_parameters=dict(SCALED), tie_word_embeddings=True),  # LLaMA 3.2
+    "llama biases, heads of n_embd / n_head": lambda: llama(
+        head_dim=None, attention_bias=True, mlp_bias=True
+    ),
+    "llama scaled": lambda: llama(
+        num_key_value_heads=1, head_dim=16, rope_parameters=dict(SCALED)
+    ),  # LLaMA 3.1
+    "llama scaled tied": lambda: llama(
+        head_dim=16, rope_parameters=dict(SCALED), tie_word_embeddings=True
+    ),  # LLaMA 3.2
     "qwen3": qwen3,
     "qwen3 tied": lambda: qwen3(tie_word_embeddings=True),
 }
 
 
 def build_twin(name):
-    """A transformers model, every parameter of it random: norm gains about 1, biases, and matrices that keep the variance."""
+    """A transformers model, every parameter of it random: norm gains about 1, biases, and matrices that
+    keep the variance."""
     model_class, config = TWINS[name]()
     config._attn_implementation = "eager"
     model = model_class(config).train()
@@ -95,7 +105,9 @@ def twin_folder(request, tmp_path):
 
 
 def random_ids(config, B=3, T=None):
-    return torch.randint(config.vocab_size, (B, T or config.block_size), generator=torch.Generator().manual_seed(2))
+    return torch.randint(
+        config.vocab_size, (B, T or config.block_size), generator=torch.Generator().manual_seed(2)
+    )
 
 
 def edit_config(folder, **fields):
@@ -151,14 +163,18 @@ def test_loss_and_gradients_equal(twins):
     for name, p in model.named_parameters():
         assert p.grad.abs().max() > 1e-4, name
         for hf_name, view in as_hf(name, p.grad, family, model.config).items():
-            torch.testing.assert_close(view, hf_grads.pop(hf_name), atol=2e-6, rtol=0, msg=lambda m, n=hf_name: f"{n}: {m}")
+            torch.testing.assert_close(
+                view, hf_grads.pop(hf_name), atol=2e-6, rtol=0, msg=lambda m, n=hf_name: f"{n}: {m}"
+            )
     assert not hf_grads
 
 
 def test_parameters_equal(twins):
     hf_model, model, _ = twins
     assert model.get_num_params() == hf_model.num_parameters()
-    assert all(p.dtype == torch.float32 and p.requires_grad and p.device.type == "cpu" for p in model.parameters())
+    assert all(
+        p.dtype == torch.float32 and p.requires_grad and p.device.type == "cpu" for p in model.parameters()
+    )
     assert (model.config.dropout, model.config.init_std) == (0.0, 0.03)
 
 
@@ -178,9 +194,15 @@ def test_transformers_4_config_says_the_same(name):
 @pytest.mark.parametrize("twin", [gpt2, llama, qwen3])
 def test_absent_options_mean_what_they_mean_to_transformers(twin):
     _, config = twin()
-    sizes = {name: value for name, value in config.to_dict().items() if name in GPT2 | ROPE or name == "num_key_value_heads"}
+    sizes = {
+        name: value
+        for name, value in config.to_dict().items()
+        if name in GPT2 | ROPE or name == "num_key_value_heads"
+    }
     sizes = {name: value for name, value in sizes.items() if type(value) is int}  # no eps, no rates, no theta
-    assert config_from_hf(sizes | dict(model_type=config.model_type)) == config_from_hf(type(config)(**sizes).to_dict())
+    assert config_from_hf(sizes | dict(model_type=config.model_type)) == config_from_hf(
+        type(config)(**sizes).to_dict()
+    )
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
@@ -211,7 +233,9 @@ def test_base_model_without_head_is_read(name, tmp_path):
 @pytest.mark.parametrize("twin_folder", ["gpt2", "llama MHA tied"], indirect=True)
 def test_old_buffers_and_tied_head_are_passed_over(twin_folder):
     before = load_hf(str(twin_folder))
-    embedding = next(name for name in load_file(twin_folder / "model.safetensors") if "wte" in name or "embed" in name)
+    embedding = next(
+        name for name in load_file(twin_folder / "model.safetensors") if "wte" in name or "embed" in name
+    )
 
     def add(tensors):
         tensors["lm_head.weight"] = tensors[embedding]
@@ -231,14 +255,19 @@ def test_old_buffers_and_tied_head_are_passed_over(twin_folder):
 
 def test_bfloat16_becomes_float32(twin_folder):
     exact = load_hf(str(twin_folder))
-    edit_tensors(twin_folder, lambda tensors: tensors.update({name: t.bfloat16() for name, t in tensors.items()}))
+    edit_tensors(
+        twin_folder, lambda tensors: tensors.update({name: t.bfloat16() for name, t in tensors.items()})
+    )
     rounded = load_hf(str(twin_folder))
     for p, q in zip(exact.parameters(), rounded.parameters(), strict=True):
         assert q.dtype == torch.float32
         assert torch.equal(q, p.bfloat16().float())
 
 
-Q, K = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.k_proj.weight"  # [40, 32] and [20, 32]
+Q, K = (
+    "model.layers.1.self_attn.q_proj.weight",
+    "model.layers.1.self_attn.k_proj.weight",
+)  # [40, 32] and [20, 32]
 
 
 @pytest.mark.parametrize(
@@ -248,8 +277,14 @@ Q, K = "model.layers.1.self_attn.q_proj.weight", "model.layers.1.self_attn.k_pro
         (lambda t: t.pop("lm_head.weight"), ("lm_head.weight", "[61, 32]", "missing")),
         (lambda t: t.pop("model.norm.weight"), ("model.norm.weight", "[32]", "missing")),
         (lambda t: t.update({Q + "_scale": torch.ones(40)}), (Q + "_scale", "[40]", "unexpected")),
-        (lambda t: t.update({Q.replace("weight", "bias"): torch.ones(40)}), ("q_proj.bias", "[40]", "unexpected")),
-        (lambda t: t.update({Q.replace(".1.", ".2."): t[Q]}), ("model.layers.2.self_attn.q_proj.weight", "unexpected")),
+        (
+            lambda t: t.update({Q.replace("weight", "bias"): torch.ones(40)}),
+            ("q_proj.bias", "[40]", "unexpected"),
+        ),
+        (
+            lambda t: t.update({Q.replace(".1.", ".2."): t[Q]}),
+            ("model.layers.2.self_attn.q_proj.weight", "unexpected"),
+        ),
         (lambda t: t.update({Q.removeprefix("model."): t[Q]}), ("layers.1.self_attn.q_proj.weight", "twice")),
         (lambda t: t.update({Q: t[Q].t().contiguous()}), (Q, "[32, 40]", "[40, 32]")),
         # The sum of the rows is right, so that a check of the fused tensor alone would let it pass
@@ -288,7 +323,9 @@ def test_absent_files_are_refused(twin_folder):
 
 
 def scaled(**fields):
-    return dict(rope_parameters={name: value for name, value in (SCALED | fields).items() if value is not None})
+    return dict(
+        rope_parameters={name: value for name, value in (SCALED | fields).items() if value is not None}
+    )
 
 
 @pytest.mark.parametrize(
@@ -305,24 +342,42 @@ def scaled(**fields):
         ("llama GQA", dict(quantization_config=dict(bits=4)), ("quantization_config", "4")),
         ("llama GQA", dict(partial_rotary_factor=0.5), ("partial_rotary_factor=0.5",)),
         ("llama GQA", dict(rope_parameters=dict(rope_type="yarn", factor=4.0)), ("rope_type='yarn'",)),
-        ("llama GQA", dict(rope_scaling=dict(type="linear", factor=2.0)), ("rope_type='linear'", "rope_scaling")),
+        (
+            "llama GQA",
+            dict(rope_scaling=dict(type="linear", factor=2.0)),
+            ("rope_type='linear'", "rope_scaling"),
+        ),
         ("llama GQA", scaled(factor=None), ("factor is missing",)),
-        ("llama GQA", scaled(original_max_position_embeddings=None), ("original_max_position_embeddings is missing",)),
+        (
+            "llama GQA",
+            scaled(original_max_position_embeddings=None),
+            ("original_max_position_embeddings is missing",),
+        ),
         ("llama GQA", scaled(attention_factor=2.0), ("attention_factor=2.0", "llama3")),
         ("llama GQA", scaled(partial_rotary_factor=0.25), ("partial_rotary_factor=0.25",)),
         ("qwen3", dict(attention_bias=True), ("attention_bias=True",)),
         ("qwen3", dict(use_sliding_window=True), ("use_sliding_window=True",)),
-        ("qwen3", dict(layer_types=["full_attention", "sliding_attention"]), ("layer_types='sliding_attention'",)),
+        (
+            "qwen3",
+            dict(layer_types=["full_attention", "sliding_attention"]),
+            ("layer_types='sliding_attention'",),
+        ),
         ("qwen3", dict(head_dim=None), ("head_dim is missing",)),
         ("gpt2", dict(scale_attn_by_inverse_layer_idx=True), ("scale_attn_by_inverse_layer_idx=True",)),
         ("gpt2", dict(scale_attn_weights=False), ("scale_attn_weights=False",)),
         ("gpt2", dict(add_cross_attention=True), ("add_cross_attention=True",)),
-        ("gpt2", dict(activation_function="gelu_nwe"), ("activation_function='gelu_nwe'", "did you mean 'gelu_new'")),
+        (
+            "gpt2",
+            dict(activation_function="gelu_nwe"),
+            ("activation_function='gelu_nwe'", "did you mean 'gelu_new'"),
+        ),
         ("gpt2", dict(n_positions="48"), ("48",)),
     ],
 )
 def test_inexpressible_config_is_refused(tmp_path, name, fields, words):
-    TWINS[name]()[1].save_pretrained(tmp_path)  # no weights: the configuration is refused before they are looked for
+    TWINS[name]()[1].save_pretrained(
+        tmp_path
+    )  # no weights: the configuration is refused before they are looked for
     edit_config(tmp_path, **fields)
     assert_refused(tmp_path, str(tmp_path / "config.json"), *words)
 
@@ -353,7 +408,8 @@ def test_nothing_is_unpickled(twin_folder, monkeypatch):
     load_hf(str(twin_folder))
 
 
-# The fields that matter of the config.json files on huggingface.co, in transformers 4's style, as their authors wrote them
+# The fields that matter of the config.json files on huggingface.co, in transformers 4's style, as their
+# authors wrote them
 LLAMA_2 = dict(
     model_type="llama", hidden_act="silu", hidden_size=4096, intermediate_size=11008, max_position_embeddings=4096,
     num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32, pretraining_tp=1, rms_norm_eps=1e-5,
@@ -364,7 +420,11 @@ LLAMA_3 = LLAMA_2 | dict(
     vocab_size=128256,
 )  # fmt: skip
 LLAMA_31_ROPE = dict(
-    factor=8.0, high_freq_factor=4.0, low_freq_factor=1.0, original_max_position_embeddings=8192, rope_type="llama3"
+    factor=8.0,
+    high_freq_factor=4.0,
+    low_freq_factor=1.0,
+    original_max_position_embeddings=8192,
+    rope_type="llama3",
 )
 QWEN3_06B = dict(
     model_type="qwen3", attention_bias=False, head_dim=128, hidden_act="silu", hidden_size=1024, intermediate_size=3072,
@@ -418,7 +478,8 @@ def test_official_config_is_the_preset(hf_config, params, preset, overrides):
 @pytest.mark.parametrize("name", TWINS)
 @pytest.mark.parametrize("max_shard_bytes", [1 << 30, 10_000], ids=["whole", "sharded"])
 def test_export_is_the_same_model_to_transformers(name, max_shard_bytes, tmp_path):
-    """Theirs -> ours -> theirs -> ours: every weight bit by bit, no key missing or too many, the same logits."""
+    """Theirs -> ours -> theirs -> ours: every weight bit by bit, no key missing or too many, the same
+    logits."""
     twin = build_twin(name)
     twin.save_pretrained(tmp_path / "theirs")
     model = load_hf(tmp_path / "theirs")
@@ -476,7 +537,11 @@ def test_config_json_leaves_no_field_to_a_default(name):
     _, config = TWINS[name]()
     config.architectures = None  # names the class, as ours does
     ours = config_to_hf(config_from_hf(config.to_dict()))
-    assert set(config.to_dict()) - set(ours) <= {"transformers_version", "_name_or_path", *PretrainedConfig().to_dict()}
+    assert set(config.to_dict()) - set(ours) <= {
+        "transformers_version",
+        "_name_or_path",
+        *PretrainedConfig().to_dict(),
+    }
     assert set(type(config)().to_dict()) - set(PretrainedConfig().to_dict()) <= set(ours)
     read = type(config).from_dict(dict(ours))
     assert config_from_hf(read.to_dict()) == config_from_hf(config.to_dict())
@@ -511,7 +576,10 @@ def test_the_cast_is_that_of_torch_and_a_failed_export_leaves_the_old_one(tmp_pa
     save_hf(model, tmp_path / "out", dtype=torch.bfloat16, max_shard_bytes=2000)
     before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     rounded = load_hf(tmp_path / "out")
-    assert all(torch.equal(p, q.bfloat16().float()) for p, q in zip(rounded.parameters(), model.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q.bfloat16().float())
+        for p, q in zip(rounded.parameters(), model.parameters(), strict=True)
+    )
 
     def fails(*args, **kwargs):
         raise OSError("no space left on device")

@@ -1,4 +1,5 @@
-"""The embedded corpus: the same source gives the same bytes, nothing is lost in them, and val stays apart from train."""
+"""The embedded corpus: the same source gives the same bytes, nothing is lost in them, and val stays apart
+from train."""
 
 import json
 import os
@@ -12,14 +13,16 @@ import pytest
 from tokenization import embedded
 from tokenization.embedded import collect, is_val, prepare
 from tokenization.tokenizers import load_tokenizer
-from training.shards import open_tokens, read_meta
+from tokens.shards import open_tokens, read_meta
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = 'EOT = "<|endoftext|>"  # is text here\n'
 
 
 def ids_of(folder, split):
-    return np.concatenate([np.memmap(f, dtype=np.uint32, mode="r") for f in sorted(folder.glob(f"{split}_*.bin"))])
+    return np.concatenate(
+        [np.memmap(f, dtype=np.uint32, mode="r") for f in sorted(folder.glob(f"{split}_*.bin"))]
+    )
 
 
 def texts_of(folder, split):
@@ -46,7 +49,10 @@ def source(tmp_path_factory):
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
 
     for i in range(80):
-        write(f"package/module_{i:02d}.py", f'def f_{i}(x):\n    if x:\n\treturn [{i}, "ä€😀"]\n\n\n{SPECIAL}' * 3)
+        write(
+            f"package/module_{i:02d}.py",
+            f'def f_{i}(x):\n    if x:\n\treturn [{i}, "ä€😀"]\n\n\n{SPECIAL}' * 3,
+        )
     write("crlf.py", "a = 1\r\nb = 2\rc = 3\n")
     write("latin.py", "# -*- coding: latin-1 -*-\ns = 'é'\n".encode("latin-1"))
     write("bom.py", b"\xef\xbb\xbfx = 1\n")
@@ -56,7 +62,15 @@ def source(tmp_path_factory):
     write("empty.py", "")
     write("notes.txt", "not Python")
     write("_sysconfigdata__linux.py", "build = 1\n")
-    for folder in ("site-packages/p", "test", "unittest/tests", "idlelib/idle_test", "encodings", "pydoc_data", "config-3.11"):
+    for folder in (
+        "site-packages/p",
+        "test",
+        "unittest/tests",
+        "idlelib/idle_test",
+        "encodings",
+        "pydoc_data",
+        "config-3.11",
+    ):
         write(f"{folder}/excluded.py", "excluded = True\n")
     return root
 
@@ -76,14 +90,24 @@ def stdlib(tmp_path_factory):
 def test_collect(source):
     documents = dict(collect(source))
     assert list(documents) == sorted(documents)
-    assert set(documents) == {"crlf.py", "latin.py", "bom.py"} | {f"package/module_{i:02d}.py" for i in range(80)}
+    assert set(documents) == {"crlf.py", "latin.py", "bom.py"} | {
+        f"package/module_{i:02d}.py" for i in range(80)
+    }
     assert documents["crlf.py"] == "a = 1\nb = 2\nc = 3\n"
     assert documents["latin.py"].endswith("s = 'é'\n")
     assert documents["bom.py"] == "x = 1\n"
 
 
 def test_the_split_is_pinned():
-    paths = ["argparse.py", "json/decoder.py", "json/encoder.py", "json/scanner.py", "pydoc.py", "random.py", "secrets.py"]
+    paths = [
+        "argparse.py",
+        "json/decoder.py",
+        "json/encoder.py",
+        "json/scanner.py",
+        "pydoc.py",
+        "random.py",
+        "secrets.py",
+    ]
     assert [p for p in paths if is_val(p)] == ["json/decoder.py", "json/encoder.py", "pydoc.py", "secrets.py"]
 
 
@@ -105,7 +129,9 @@ def test_the_separator_is_one_id_and_its_spelling_is_text(small):
     tokenizer = load_tokenizer(folder)
     assert tokenizer.token_to_id("<|endoftext|>") == meta["eot_id"] == 0
     assert tokenizer.encode("<|endoftext|>").ids == [0]  # what a prompt may use
-    assert all(SPECIAL in text for text in texts_of(folder, "train") if "def f_" in text)  # what a source file gets
+    assert all(
+        SPECIAL in text for text in texts_of(folder, "train") if "def f_" in text
+    )  # what a source file gets
 
 
 def test_any_text_is_encodable(small):
@@ -138,7 +164,9 @@ def test_meta_records_the_tokenizer_and_opens_as_a_dataset(small):
 
 
 def test_a_killed_preparation_is_repeated(source, small, tmp_path, monkeypatch):
-    prepare(tmp_path, vocab_size=280, source=source)  # an older dataset, which must not vouch for the new shards
+    prepare(
+        tmp_path, vocab_size=280, source=source
+    )  # an older dataset, which must not vouch for the new shards
     calls = []
     replace = os.replace
 
@@ -213,15 +241,26 @@ def test_the_command(tmp_path, small):
         text=True,
     )
     assert run.returncode == 2
-    assert run.stderr == "prepare.py: preparing the embedded corpus needs the package tokenizers: pip install tokenizers\n"
+    assert (
+        run.stderr
+        == "prepare.py: preparing the embedded corpus needs the package tokenizers: pip install tokenizers\n"
+    )
     hide.unlink()
-    run = subprocess.run([sys.executable, script, "--out_dir", "out"], cwd=tmp_path, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, script, "--out_dir", "out"], cwd=tmp_path, capture_output=True, text=True
+    )
     assert (run.returncode, run.stderr) == (0, "")
     assert "train: " in run.stdout and "val: " in run.stdout
-    for flags, code, said in (["--out_dri=x"], 2, "did you mean 'out_dir'?"), (["--verify=True", "--out_dir=out"], 0, ""):
+    for flags, code, said in (
+        (["--out_dri=x"], 2, "did you mean 'out_dir'?"),
+        (["--verify=True", "--out_dir=out"], 0, ""),
+    ):
         run = subprocess.run([sys.executable, script, *flags], cwd=tmp_path, capture_output=True, text=True)
         assert run.returncode == code and said in run.stderr and run.stderr.count("\n") == bool(said)
-    assert open_tokens(tmp_path / "out", "train", 4096).n_tokens == read_meta(tmp_path / "out")["splits"]["train"]["tokens"]
+    assert (
+        open_tokens(tmp_path / "out", "train", 4096).n_tokens
+        == read_meta(tmp_path / "out")["splits"]["train"]["tokens"]
+    )
 
 
 def test_load_tokenizer_says_what_is_wrong(tmp_path, monkeypatch):

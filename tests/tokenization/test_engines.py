@@ -1,4 +1,5 @@
-"""Engines: the fast ones give the reference's ids, or the run says where they do not and uses the reference."""
+"""Engines: the fast ones give the reference's ids, or the run says where they do not and uses the
+reference."""
 
 import json
 import random
@@ -31,7 +32,10 @@ def rows_of(encode, texts):
 def random_texts(n, seed):
     """Strings of code points drawn from every block, half of them assigned ones that people use."""
     random_ = random.Random(seed)
-    common = [chr(c) for c in [*range(0x20, 0x250), *range(0x370, 0x600), *range(0x4E00, 0x4F00), *range(0x1F600, 0x1F640)]]
+    common = [
+        chr(c)
+        for c in [*range(0x20, 0x250), *range(0x370, 0x600), *range(0x4E00, 0x4F00), *range(0x1F600, 0x1F640)]
+    ]
     common += ["\n", "\r\n", "\t", "  ", "'s", "<|endoftext|>", "<|im_end|>", "e\u0301", "\u200d"]
     texts = []
     for _ in range(n):
@@ -96,7 +100,9 @@ def test_llama3(qwen3):
 def test_choose(toy_json):
     assert choose_engine("auto", toy_json, ["text"])[::2] == ("fastokens", None)
     assert choose_engine("tokenizers", toy_json, [])[::2] == ("tokenizers", None)
-    with pytest.raises(ValueError, match="engine 'fastoken' is unknown: auto, fastokens, gigatoken, tokenizers"):
+    with pytest.raises(
+        ValueError, match="engine 'fastoken' is unknown: auto, fastokens, gigatoken, tokenizers"
+    ):
         choose_engine("fastoken", toy_json, [])
 
 
@@ -109,7 +115,11 @@ def with_fault(fault):
 
 
 def other_id(texts, ids, lengths):
-    at = sum(lengths[: next(i for i, text in enumerate(texts) if "needle" in text)]) if "needle" in "".join(texts) else None
+    at = (
+        sum(lengths[: next(i for i, text in enumerate(texts) if "needle" in text)])
+        if "needle" in "".join(texts)
+        else None
+    )
     ids = ids.copy()
     if at is not None:
         ids[at + 1] += 1
@@ -131,10 +141,19 @@ def panics(texts, ids, lengths):
 @pytest.mark.parametrize(
     "fault, message",
     [
-        (other_id, r"differs from tokenizers on 'a needle .*: ids \[\d+.*\] against \[\d+.*\] from token 1; using tokenizers"),
-        (lambda texts, ids, lengths: (ids[:-1], [*lengths[:-1], lengths[-1] - 1]), r"differs from tokenizers on .* from token"),
+        (
+            other_id,
+            r"differs from tokenizers on 'a needle .*: ids \[\d+.*\] against \[\d+.*\] from token 1; using tokenizers",
+        ),
+        (
+            lambda texts, ids, lengths: (ids[:-1], [*lengths[:-1], lengths[-1] - 1]),
+            r"differs from tokenizers on .* from token",
+        ),
         (lambda texts, ids, lengths: (ids, np.roll(lengths, 1)), r"differs from tokenizers on "),
-        (lambda texts, ids, lengths: (ids, np.append(lengths, 0)), r"differs from tokenizers in the number of documents"),
+        (
+            lambda texts, ids, lengths: (ids, np.append(lengths, 0)),
+            r"differs from tokenizers in the number of documents",
+        ),
         (lambda texts, ids, lengths: (ids[: sum(lengths[:5])], lengths[:5]), r"differs from tokenizers"),
         (fails, r"differs from tokenizers in that it fails \(too much"),
         (panics, r"differs from tokenizers in that it fails \(index out of bounds\)"),
@@ -163,7 +182,10 @@ def test_a_tokenizer_that_an_engine_cannot_load(toy_json, monkeypatch, kind):
 
     monkeypatch.setitem(ENGINES, "fastokens", refuse)
     name, _, warning = choose_engine("auto", toy_json, [])
-    assert name == "tokenizers" and warning == "engine fastokens cannot load this tokenizer (unknown kind); using tokenizers"
+    assert (
+        name == "tokenizers"
+        and warning == "engine fastokens cannot load this tokenizer (unknown kind); using tokenizers"
+    )
 
 
 @pytest.mark.parametrize("package", FAST)
@@ -173,7 +195,9 @@ def test_an_engine_that_is_not_installed(toy_json, monkeypatch, package):
         choose_engine(package, toy_json, [])
     monkeypatch.setattr(engines, "DEFAULT", package)
     name, _, warning = choose_engine("auto", toy_json, [])
-    assert name == "tokenizers" and warning.startswith(f"the engine {package} is not installed: pip install {package}; using")
+    assert name == "tokenizers" and warning.startswith(
+        f"the engine {package} is not installed: pip install {package}; using"
+    )
 
 
 def test_a_damaged_tokenizer_is_named_in_one_line():

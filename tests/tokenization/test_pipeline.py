@@ -1,5 +1,5 @@
-"""The pipeline: whatever the format, the engine, the number of workers and the interruptions, the same bytes; and what is wrong
-with the input is said in one line before anything is touched."""
+"""The pipeline: whatever the format, the engine, the number of workers and the interruptions, the same
+bytes; and what is wrong with the input is said in one line before anything is touched."""
 
 import gzip
 import io
@@ -25,7 +25,7 @@ from tokenization import command, engines, pipeline, sources
 from tokenization.pipeline import Job, is_val, prepare
 from tokenization.sources import FileSource
 from tokenization.tokenizers import find_tokenizer
-from training.shards import read_meta, verify
+from tokens.shards import read_meta, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 SEPARATOR = "\n<<<>>>\n"
@@ -50,9 +50,13 @@ def make_documents():
     random_ = random.Random(5)
     documents = []
     for i in range(9_999):
-        pieces = [random_.choice(PIECES) + str(random_.randrange(10_000)) for _ in range(random_.randrange(1, 5))]
+        pieces = [
+            random_.choice(PIECES) + str(random_.randrange(10_000)) for _ in range(random_.randrange(1, 5))
+        ]
         documents.append("" if i % 97 == 0 else "".join(pieces))
-    documents.insert(5_000, "".join(f"{random_.choice(PIECES[0].split())} {i} " for i in range(600_000))[: 5 << 20])
+    documents.insert(
+        5_000, "".join(f"{random_.choice(PIECES[0].split())} {i} " for i in range(600_000))[: 5 << 20]
+    )
     return documents
 
 
@@ -139,7 +143,9 @@ def write_files(folder, name, texts, parts=3):
 def test_every_format_and_engine_gives_the_ids_of_transformers(
     name, documents, expected, qwen3, tmp_path, caplog, request, monkeypatch
 ):
-    if FORMATS[name][1] == "gigatoken":  # it would fall back: see test_engines.py. In this process it is let through
+    if (
+        FORMATS[name][1] == "gigatoken"
+    ):  # it would fall back: see test_engines.py. In this process it is let through
         request.getfixturevalue("in_this_process")
         monkeypatch.setattr(engines, "HARD_CASES", engines.HARD_CASES[:-1])
     files = write_files(tmp_path / "in", name, documents)
@@ -152,7 +158,9 @@ def test_every_format_and_engine_gives_the_ids_of_transformers(
         entry = meta["splits"][split]
         assert entry["tokens"] == len(ids) and entry["documents"] == (ids == 151_643).sum()
         assert [s["tokens"] for s in entry["shards"][:-1]] == [300_000] * (len(entry["shards"]) - 1)
-    assert sum(e["text_bytes"] for e in meta["splits"].values()) == sum(len(text.encode()) for text in documents)
+    assert sum(e["text_bytes"] for e in meta["splits"].values()) == sum(
+        len(text.encode()) for text in documents
+    )
     assert (meta["vocab_size"], meta["eot_id"], meta["tokenizer"]["length"]) == (151_936, 151_643, 151_669)
     assert verify(tmp_path / "out") == []
 
@@ -239,7 +247,12 @@ def prepare_custom(corpus, toy_folder, tmp_path):
     """prepare_custom("out", *flags) prepares the corpus and returns its folder."""
 
     def call(name, *flags):
-        common = f"--source={corpus}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / name}", "--shard_tokens=1000"
+        common = (
+            f"--source={corpus}",
+            f"--tokenizer={toy_folder}",
+            f"--out_dir={tmp_path / name}",
+            "--shard_tokens=1000",
+        )
         assert custom(*common, "--val_fraction=0.1", "--workers=1", *flags) == 0
         return tmp_path / name
 
@@ -271,12 +284,18 @@ def test_bytes_do_not_depend_on_workers(toy, tmp_path, monkeypatch):
 
 def test_what_meta_says(toy, tmp_path, in_this_process):
     files = write_files(tmp_path / "in", "parquet", TEXTS)
-    meta = prepare(FileSource(files, source_field="meta.set"), toy, tmp_path / "out", Job(0.1, 1000), in_words="made up")
+    meta = prepare(
+        FileSource(files, source_field="meta.set"), toy, tmp_path / "out", Job(0.1, 1000), in_words="made up"
+    )
     assert meta == read_meta(tmp_path / "out")
     encode = engines.tokenizers(toy.json)
     sizes = [len(text.encode()) for text in TEXTS]
     tokens = [n + 1 for n in encode(TEXTS)[1].tolist()]
-    assert meta["source"] == "made up" and meta["preparation"]["rows"] == 600 and meta["preparation"]["bad_rows"] == 0
+    assert (
+        meta["source"] == "made up"
+        and meta["preparation"]["rows"] == 600
+        and meta["preparation"]["bad_rows"] == 0
+    )
     assert meta["preparation"]["statistics"] == {
         set_of(k): {
             "documents": 200,
@@ -294,7 +313,10 @@ def test_what_meta_says(toy, tmp_path, in_this_process):
         assert entry["tokens"] == sum(n for n, v in zip(tokens, val, strict=True) if v is wanted)
         assert entry["text_bytes"] == sum(n for n, v in zip(sizes, val, strict=True) if v is wanted)
         assert (ids_of(tmp_path / "out", split) == toy.eot_id).sum() == entry["documents"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.suffix != ".bin") == ["meta.json", "tokenizer.json"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir() if p.suffix != ".bin") == [
+        "meta.json",
+        "tokenizer.json",
+    ]
 
 
 def test_the_split_depends_on_the_text_alone(toy, tmp_path, in_this_process):
@@ -315,11 +337,15 @@ def test_limit(toy, tmp_path, in_this_process, limit, name):
     files = write_files(tmp_path / "in", name, TEXTS, parts=5)
     source = FileSource(files, separator=SEPARATOR, batch_bytes=900)
     meta = prepare(source, toy, tmp_path / "out", Job(0.1, limit=limit), allow_empty=True)
-    assert sum(e["documents"] for e in meta["splits"].values()) == meta["preparation"]["rows"] == min(limit, 600)
+    assert (
+        sum(e["documents"] for e in meta["splits"].values()) == meta["preparation"]["rows"] == min(limit, 600)
+    )
     val = [text for text in TEXTS[:limit] if is_val(text.encode(), 0.1)]
     ids, lengths = engines.tokenizers(toy.json)(val)
     if val:
-        assert np.array_equal(ids_of(tmp_path / "out", "val"), pipeline.end_documents(ids, lengths, toy.eot_id)[0])
+        assert np.array_equal(
+            ids_of(tmp_path / "out", "val"), pipeline.end_documents(ids, lengths, toy.eot_id)[0]
+        )
 
 
 def test_bad_rows_are_counted_and_limited(toy_folder, tmp_path, in_this_process, capsys):
@@ -327,17 +353,26 @@ def test_bad_rows_are_counted_and_limited(toy_folder, tmp_path, in_this_process,
     for i in (50, 51, 300, 599):
         lines[i] = b'{"text": 7}\n'
     (tmp_path / "in.jsonl").write_bytes(b"".join(lines))
-    flags = f"--source={tmp_path / 'in.jsonl'}", f"--tokenizer={toy_folder}", "--val_fraction=0.1", "--workers=1"
+    flags = (
+        f"--source={tmp_path / 'in.jsonl'}",
+        f"--tokenizer={toy_folder}",
+        "--val_fraction=0.1",
+        "--workers=1",
+    )
     line = refused(capsys, *flags, f"--out_dir={tmp_path / 'out'}", "--max_bad_rows=3")
     assert "in.jsonl:600: field 'text' is int, not text; this is bad row 4 and max_bad_rows=3" in line
     # More are allowed then, and the dataset is the one of a run that allowed them at once
     assert custom(*flags, f"--out_dir={tmp_path / 'out'}", "--max_bad_rows=4") == 0
     printed = capsys.readouterr()
-    assert "4 bad rows were left out" in printed.out and "in.jsonl:51: field 'text'" in printed.out + printed.err
+    assert (
+        "4 bad rows were left out" in printed.out and "in.jsonl:51: field 'text'" in printed.out + printed.err
+    )
     assert custom(*flags, f"--out_dir={tmp_path / 'other'}") == 0
     assert files_of(tmp_path / "out") == files_of(tmp_path / "other")
     meta = read_meta(tmp_path / "out")
-    assert meta["preparation"]["bad_rows"] == 4 and sum(e["documents"] for e in meta["splits"].values()) == 596
+    assert (
+        meta["preparation"]["bad_rows"] == 4 and sum(e["documents"] for e in meta["splits"].values()) == 596
+    )
 
 
 def test_half_a_surrogate_pair_is_a_bad_row(toy):
@@ -358,10 +393,14 @@ def test_a_corpus_of_long_documents_has_a_sample(toy, tmp_path, in_this_process)
     assert sum(e["documents"] for e in meta["splits"].values()) == 12
 
 
-def test_a_full_disk_is_refused_before_anything_is_written(corpus, toy_folder, tmp_path, monkeypatch, in_this_process, capsys):
+def test_a_full_disk_is_refused_before_anything_is_written(
+    corpus, toy_folder, tmp_path, monkeypatch, in_this_process, capsys
+):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    line = refused(capsys, f"--source={corpus}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'new/out'}")
+    line = refused(
+        capsys, f"--source={corpus}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'new/out'}"
+    )
     assert re.search(r"new/out needs about 0\.0 GB for [\d,]+ tokens, 0\.0 GB are free", line)
     assert not (tmp_path / "new").exists()
     # The estimate is near the truth
@@ -369,12 +408,21 @@ def test_a_full_disk_is_refused_before_anything_is_written(corpus, toy_folder, t
     tokens = int(re.search(r"for ([\d,]+) tokens", line)[1].replace(",", ""))
     monkeypatch.setattr(pipeline, "ProcessPoolExecutor", InThisProcess)
     monkeypatch.setattr(pipeline, "_watch_parent", lambda: None)
-    flags = f"--source={corpus}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'out'}", "--val_fraction=0.1"
+    flags = (
+        f"--source={corpus}",
+        f"--tokenizer={toy_folder}",
+        f"--out_dir={tmp_path / 'out'}",
+        "--val_fraction=0.1",
+    )
     assert custom(*flags) == 0
-    assert sum(e["tokens"] for e in read_meta(tmp_path / "out")["splits"].values()) == pytest.approx(tokens, rel=0.3)
+    assert sum(e["tokens"] for e in read_meta(tmp_path / "out")["splits"].values()) == pytest.approx(
+        tokens, rel=0.3
+    )
 
 
-def test_a_finished_dataset_is_left_as_it_is(prepare_custom, in_this_process, capsys, toy_folder, corpus, tmp_path):
+def test_a_finished_dataset_is_left_as_it_is(
+    prepare_custom, in_this_process, capsys, toy_folder, corpus, tmp_path
+):
     out = prepare_custom("out")
     before, times = files_of(out), {p: p.stat().st_mtime_ns for p in out.iterdir()}
     assert prepare_custom("out") == out
@@ -387,7 +435,10 @@ def test_a_finished_dataset_is_left_as_it_is(prepare_custom, in_this_process, ca
         (["--shard_tokens=1000", "--text_field=meta.set"], "source"),
     ]:
         line = refused(capsys, *flags, *change)
-        assert f"{out} holds a finished dataset of another {what}: pass another --out_dir, or remove it first" in line
+        assert (
+            f"{out} holds a finished dataset of another {what}: pass another --out_dir, or remove it first"
+            in line
+        )
     assert files_of(out) == before and {p: p.stat().st_mtime_ns for p in out.iterdir()} == times
 
 
@@ -408,9 +459,13 @@ def test_what_others_left_in_the_folder_is_not_touched(corpus, toy_folder, tmp_p
     assert (out / "train.bin").read_bytes() == b"nanoGPT"
 
 
-def test_no_held_out_document_is_refused_and_cleaned_up(corpus, toy_folder, tmp_path, capsys, in_this_process, prepare_custom):
+def test_no_held_out_document_is_refused_and_cleaned_up(
+    corpus, toy_folder, tmp_path, capsys, in_this_process, prepare_custom
+):
     flags = f"--source={corpus}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'out'}", "--workers=1"
-    assert "of 600 documents none fell into val with val_fraction=1e-09" in refused(capsys, *flags, "--val_fraction=1e-9")
+    assert "of 600 documents none fell into val with val_fraction=1e-09" in refused(
+        capsys, *flags, "--val_fraction=1e-9"
+    )
     assert not [p.name for p in (tmp_path / "out").iterdir() if p.name != "tokenizer.json"]
     assert files_of(prepare_custom("out")) == files_of(prepare_custom("other"))
 
@@ -419,7 +474,9 @@ def test_a_folder_that_only_holds_empty_files(tmp_path, toy_folder, capsys, in_t
     (tmp_path / "in").mkdir()
     (tmp_path / "in/a.jsonl").write_bytes(b"\n\n")
     (tmp_path / "in/b.txt").write_bytes(b"")
-    line = refused(capsys, f"--source={tmp_path / 'in'}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'out'}")
+    line = refused(
+        capsys, f"--source={tmp_path / 'in'}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'out'}"
+    )
     assert "no documents at the beginning of the source" in line
     assert not (tmp_path / "out").exists()
 
@@ -442,7 +499,9 @@ def test_an_engine_that_differs_is_replaced(corpus, toy, tmp_path, monkeypatch, 
     monkeypatch.setitem(engines.ENGINES, "fastokens", broken)
     prepare(FileSource(files), toy, tmp_path / "broken", Job(0.1))
     (record,) = caplog.records
-    assert re.search(r"engine fastokens differs from tokenizers on .*: ids \[.*\] against \[.*\]", record.getMessage())
+    assert re.search(
+        r"engine fastokens differs from tokenizers on .*: ids \[.*\] against \[.*\]", record.getMessage()
+    )
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "reference")
 
 
@@ -459,7 +518,14 @@ def test_a_worker_that_dies_costs_nothing(toy, tmp_path, corpus):
 
     files = sorted(corpus.iterdir())
     with pytest.raises(RuntimeError, match=r"a tokenizing process died.*the same command goes on"):
-        prepare(Deadly(files, batch_bytes=900), toy, tmp_path / "out", Job(0.1, 1000), workers=2, commit_interval=0)
+        prepare(
+            Deadly(files, batch_bytes=900),
+            toy,
+            tmp_path / "out",
+            Job(0.1, 1000),
+            workers=2,
+            commit_interval=0,
+        )
     assert json.loads((tmp_path / "out/progress.json").read_bytes())["rows"] > 0
     prepare(FileSource(files, batch_bytes=900), toy, tmp_path / "out", Job(0.1, 1000), workers=2)
     prepare(FileSource(files), toy, tmp_path / "other", Job(0.1, 1000), workers=1)
@@ -522,8 +588,14 @@ PREPARE = [sys.executable, str(ROOT / "data/custom/prepare.py")]
 
 def processes_of(group):
     """Those of a process group that still live."""
-    lines = subprocess.run(["ps", "-A", "-o", "pgid=,stat=,args="], capture_output=True, text=True, check=True).stdout
-    return [line for line in lines.splitlines() if line.split()[0] == str(group) and not line.split()[1].startswith("Z")]
+    lines = subprocess.run(
+        ["ps", "-A", "-o", "pgid=,stat=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    return [
+        line
+        for line in lines.splitlines()
+        if line.split()[0] == str(group) and not line.split()[1].startswith("Z")
+    ]
 
 
 def wait_for_the_end_of(group, seconds=20):
@@ -544,12 +616,19 @@ def test_killed_at_many_moments_with_1_2_and_3_workers(toy_folder, tmp_path):
         texts = [TEXTS[(i * 31 + k) % len(TEXTS)] * 4 for k in range(40)]
         suffix = ("jsonl", "jsonl.zst", "jsonl.gz", "parquet")[i % 4]
         (tmp_path / f"in/{i:04d}.{suffix}").write_bytes(FORMATS[suffix][0](texts, i))
-    common = [f"--source={tmp_path / 'in'}", f"--tokenizer={toy_folder}", "--shard_tokens=20000", "--commit_interval=0"]
+    common = [
+        f"--source={tmp_path / 'in'}",
+        f"--tokenizer={toy_folder}",
+        "--shard_tokens=20000",
+        "--commit_interval=0",
+    ]
     common += ["--val_fraction=0.05", "--source_field=meta.set"]
 
     def start(out, workers):
         flags = [*common, f"--out_dir={tmp_path / out}", f"--workers={workers}"]
-        return subprocess.Popen([*PREPARE, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+        return subprocess.Popen(
+            [*PREPARE, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+        )
 
     started = time.monotonic()
     assert start("whole", 2).wait() == 0
@@ -581,7 +660,9 @@ def test_killed_at_many_moments_with_1_2_and_3_workers(toy_folder, tmp_path):
             shutil.rmtree(tmp_path / "out")
         else:
             assert process.returncode == -signal.SIGKILL
-    assert len(interrupted_at) > KILLS // 6  # it was killed in the midst of its work, not only while it started
+    assert (
+        len(interrupted_at) > KILLS // 6
+    )  # it was killed in the midst of its work, not only while it started
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -589,7 +670,12 @@ def test_a_signal_stops_with_75(toy_folder, tmp_path, number):
     (tmp_path / "in").mkdir()
     for i in range(2000):
         (tmp_path / f"in/{i:04d}.jsonl").write_bytes(jsonl(TEXTS[i % 500 : i % 500 + 20]))
-    flags = [f"--source={tmp_path / 'in'}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'out'}", "--workers=1"]
+    flags = [
+        f"--source={tmp_path / 'in'}",
+        f"--tokenizer={toy_folder}",
+        f"--out_dir={tmp_path / 'out'}",
+        "--workers=1",
+    ]
     process = subprocess.Popen(
         [*PREPARE, *flags, "--commit_interval=0"],
         stdout=subprocess.PIPE,
@@ -612,7 +698,9 @@ def test_a_signal_stops_with_75(toy_folder, tmp_path, number):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_in_a_destructor_is_not_lost(toy_folder, corpus, tmp_path, in_this_process, monkeypatch, number, capsys):
+def test_a_signal_in_a_destructor_is_not_lost(
+    toy_folder, corpus, tmp_path, in_this_process, monkeypatch, number, capsys
+):
     """Python throws away what a handler raises there."""
 
     class Signals:
@@ -634,7 +722,12 @@ def test_a_signal_in_a_destructor_is_not_lost(toy_folder, corpus, tmp_path, in_t
 
 
 def test_two_at_once_in_one_folder(toy_folder, corpus, tmp_path, in_this_process, monkeypatch, capsys):
-    flags = f"--source={corpus}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'out'}", "--val_fraction=0.1"
+    flags = (
+        f"--source={corpus}",
+        f"--tokenizer={toy_folder}",
+        f"--out_dir={tmp_path / 'out'}",
+        "--val_fraction=0.1",
+    )
     add, said = pipeline.add_statistics, []
 
     def add_and_start_another(*arguments):
@@ -666,7 +759,9 @@ def test_tasks_merged_are_one_run(prepare_custom, in_this_process, tmp_path, n_t
             assert meta["splits"][split][key] == whole_meta["splits"][split][key]
     assert meta["preparation"]["statistics"] == whole_meta["preparation"]["statistics"]
     assert verify(merged) == []
-    assert {p.suffix for p in merged.iterdir()} == {".bin", ".json"} and not [p for p in merged.iterdir() if p.is_dir()]
+    assert {p.suffix for p in merged.iterdir()} == {".bin", ".json"} and not [
+        p for p in merged.iterdir() if p.is_dir()
+    ]
     assert "is merged already" in refused(capsys, "--merge", f"--out_dir={merged}")
 
 
@@ -715,7 +810,9 @@ def test_what_merge_refuses(prepare_custom, in_this_process, tmp_path, capsys):
     line = refused(capsys, "--merge", f"--out_dir={out}")
     assert "task_00001_of_00002/meta.json is missing, so task 1/2 is not finished" in line
     prepare_custom("tasks", "--task=1/2", "--val_fraction=0.2")
-    assert "task_00001_of_00002: its val_fraction differs from that of" in refused(capsys, "--merge", f"--out_dir={out}")
+    assert "task_00001_of_00002: its val_fraction differs from that of" in refused(
+        capsys, "--merge", f"--out_dir={out}"
+    )
     shutil.rmtree(out / "task_00001_of_00002")
     prepare_custom("tasks", "--task=1/2")
     prepare_custom("tasks", "--task=1/3")
@@ -745,12 +842,25 @@ def test_tasks_share_the_files_in_order(tmp_path, sizes):
 
 def test_the_slurm_array(corpus, toy_folder, tmp_path, prepare_custom):
     script, out = ROOT / "scripts/prepare_array.slurm", tmp_path / "out"
-    flags = [f"--source={corpus}", f"--tokenizer={toy_folder}", f"--out_dir={out}", "--shard_tokens=1000", "--val_fraction=0.1"]
+    flags = [
+        f"--source={corpus}",
+        f"--tokenizer={toy_folder}",
+        f"--out_dir={out}",
+        "--shard_tokens=1000",
+        "--val_fraction=0.1",
+    ]
     for task in (3, 4):  # an array need not begin at 0
-        slurm = {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_MIN": 3, "SLURM_ARRAY_TASK_COUNT": 2, "SLURM_CPUS_PER_TASK": 1}
+        slurm = {
+            "SLURM_ARRAY_TASK_ID": task,
+            "SLURM_ARRAY_TASK_MIN": 3,
+            "SLURM_ARRAY_TASK_COUNT": 2,
+            "SLURM_CPUS_PER_TASK": 1,
+        }
         env = os.environ | {name: str(value) for name, value in slurm.items()} | {"PYTHON": sys.executable}
         env["SLURM_SUBMIT_DIR"] = str(ROOT)
-        subprocess.run(["bash", script, "custom", *flags], env=env, cwd=tmp_path, check=True, capture_output=True)
+        subprocess.run(
+            ["bash", script, "custom", *flags], env=env, cwd=tmp_path, check=True, capture_output=True
+        )
     assert custom("--merge", f"--out_dir={out}") == 0
     whole = prepare_custom("whole", "--workers=1")
     assert all(np.array_equal(ids_of(out, split), ids_of(whole, split)) for split in ("train", "val"))
@@ -820,8 +930,14 @@ DAMAGE = {
             r"train_00001\.bin: its content has changed",
         ],
     ),
-    "missing": (lambda d: (d / "val_00000.bin").unlink(), [r"val_00000\.bin: missing, but meta\.json lists it"]),
-    "extra": (lambda d: shutil.copy(d / "train_00001.bin", d / "train_99999.bin"), [r"train_99999\.bin: not listed"]),
+    "missing": (
+        lambda d: (d / "val_00000.bin").unlink(),
+        [r"val_00000\.bin: missing, but meta\.json lists it"],
+    ),
+    "extra": (
+        lambda d: shutil.copy(d / "train_00001.bin", d / "train_99999.bin"),
+        [r"train_99999\.bin: not listed"],
+    ),
     "swapped": (
         swap,
         [
@@ -829,7 +945,10 @@ DAMAGE = {
             r"train_00001\.bin: holds the content of train_00000\.bin",
         ],
     ),
-    "id out of range": (beyond_vocabulary, [r"train_00001\.bin: holds id 5000, but vocab_size is \d+", "largest id is 5000"]),
+    "id out of range": (
+        beyond_vocabulary,
+        [r"train_00001\.bin: holds id 5000, but vocab_size is \d+", "largest id is 5000"],
+    ),
     "ends lost": (lost_ends, [r"train_00001\.bin: 0 end-of-text ids, meta\.json says \d+ documents"]),
     "foreign tokenizer": (
         lambda d: (d / "tokenizer.json").write_bytes((d / "tokenizer.json").read_bytes() + b" "),
@@ -841,7 +960,9 @@ DAMAGE = {
         [r"meta\.json: split 'val' says 3 documents, its shards sum to \d+"],
     ),
     "listed twice": (
-        lambda d: edit_meta(d, lambda m: m["splits"]["val"]["shards"].append(m["splits"]["val"]["shards"][0])),
+        lambda d: edit_meta(
+            d, lambda m: m["splits"]["val"]["shards"].append(m["splits"]["val"]["shards"][0])
+        ),
         [r"lists val_00000\.bin twice", "split 'val' says .* tokens", "split 'val' says .* documents"],
     ),
 }
@@ -859,7 +980,9 @@ def test_verify_names_each_kind_of_damage(prepare_custom, in_this_process, capsy
     assert len(lines) == len(patterns)
     for line, pattern in zip(lines, patterns, strict=True):
         assert line.startswith(str(out)) and re.search(pattern, line)
-    assert last == f"{out}: {len(lines)} problem{'s' * (len(lines) > 1)}: restore the files or prepare it again"
+    assert (
+        last == f"{out}: {len(lines)} problem{'s' * (len(lines) > 1)}: restore the files or prepare it again"
+    )
 
 
 @pytest.mark.parametrize(
@@ -878,7 +1001,9 @@ def test_verify_of_a_wrong_meta(prepare_custom, in_this_process, capsys, edit, m
 
 
 def test_verify_of_no_dataset(tmp_path, capsys):
-    assert "meta.json is missing, so the dataset is not finished" in refused(capsys, "--verify", f"--out_dir={tmp_path}")
+    assert "meta.json is missing, so the dataset is not finished" in refused(
+        capsys, "--verify", f"--out_dir={tmp_path}"
+    )
 
 
 # The command
@@ -905,7 +1030,10 @@ def test_verify_of_no_dataset(tmp_path, capsys):
         ("--tokenizer=TOY --source=IN --task=1", "task '1' must be i/N"),
         ("--tokenizer=TOY --source=IN --task=0/9", "5 files for 9 tasks"),
         ("--tokenizer=TOY --source=IN --sourse=x", "did you mean"),
-        ("--tokenizer=TOY --source=IN --text_field=body --max_bad_rows=0", r"part_0\.jsonl:1: field 'body' is missing"),
+        (
+            "--tokenizer=TOY --source=IN --text_field=body --max_bad_rows=0",
+            r"part_0\.jsonl:1: field 'body' is missing",
+        ),
     ],
 )
 def test_a_wrong_command_is_one_line(corpus, toy_folder, tmp_path, capsys, in_this_process, flags, message):
@@ -933,31 +1061,48 @@ def test_without_a_network_the_message_says_what_to_do(tmp_path, qwen3_folder):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert re.search(
-        "prepare.py: dataset DKYoon/SlimPajama-6B cannot be had from the hub .* pass local files with --source", line
+        "prepare.py: dataset DKYoon/SlimPajama-6B cannot be had from the hub .* pass local files with --source",
+        line,
     )
     assert not (tmp_path / "out").exists()
 
 
 def test_from_local_files_to_a_trained_step(tmp_path, qwen3_folder):
-    """data/slimpajama_6b_qwen3/prepare.py --source=…, then train.py with Qwen3's 0.6B configuration, shrunk by flags."""
+    """data/slimpajama_6b_qwen3/prepare.py --source=…, then train.py with Qwen3's 0.6B configuration, shrunk
+    by flags."""
     (tmp_path / "in").mkdir()
-    rows = ({"text": text, "meta": {"redpajama_set_name": f"RedPajama{i % 2}"}} for i, text in enumerate(TEXTS))
+    rows = (
+        {"text": text, "meta": {"redpajama_set_name": f"RedPajama{i % 2}"}} for i, text in enumerate(TEXTS)
+    )
     content = "".join(json.dumps(row) + "\n" for row in rows).encode()
     (tmp_path / "in/chunk_0.jsonl.zst").write_bytes(zstd.compress(content))
 
     def call(script, *flags):
-        done = subprocess.run([sys.executable, ROOT / script, *flags], capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, ROOT / script, *flags], capture_output=True, text=True, cwd=tmp_path
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
 
-    flags = [f"--out_dir={tmp_path / 'data'}", f"--tokenizer={qwen3_folder}", "--val_fraction=0.1", "--workers=1"]
+    flags = [
+        f"--out_dir={tmp_path / 'data'}",
+        f"--tokenizer={qwen3_folder}",
+        "--val_fraction=0.1",
+        "--workers=1",
+    ]
     printed = call("data/slimpajama_6b_qwen3/prepare.py", f"--source={tmp_path / 'in'}", *flags)
     assert "RedPajama1: 300 documents" in printed and "engine fastokens" in printed
     call("data/slimpajama_6b_qwen3/prepare.py", "--verify", f"--out_dir={tmp_path / 'data'}")
     shape = "--n_layer=2 --n_embd=32 --n_head=2 --num_key_value_heads=1 --head_dim=16 --d_ff=64 --block_size=64 --batch_size=2"
     loop = "--gradient_accumulation_steps=1 --max_iters=2 --warmup_iters=1 --eval_interval=2 --eval_iters=1 --log_interval=1"
     machine = "--device=cpu --dtype=float32 --compile=False"
-    flags = [*shape.split(), *loop.split(), *machine.split(), f"--dataset={tmp_path / 'data'}", f"--out_dir={tmp_path / 'run'}"]
+    flags = [
+        *shape.split(),
+        *loop.split(),
+        *machine.split(),
+        f"--dataset={tmp_path / 'data'}",
+        f"--out_dir={tmp_path / 'run'}",
+    ]
     call("train.py", str(ROOT / "config/full_qwen3_0.6b.py"), *flags)
     (log,) = (tmp_path / "run").glob("run_*.jsonl")
     events = [json.loads(line) for line in log.read_text().splitlines()]

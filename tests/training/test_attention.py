@@ -1,4 +1,5 @@
-"""Which attention kernel a run takes: the timing is done on CPU for real, the choice for a GPU is made on figures of ours."""
+"""Which attention kernel a run takes: the timing is done on CPU for real, the choice for a GPU is made on
+figures of ours."""
 
 import pytest
 import torch
@@ -8,16 +9,23 @@ from model_components import ATTENTION_BACKENDS
 from model_config import get_preset_config
 from training import attention
 from training.config import TrainConfig
-from training.dist import World, on_ranks
+from training.world import World, on_ranks
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
-SMALL = dict(n_layer=1, n_embd=32, n_head=4, num_key_value_heads=2, head_dim=8, d_ff=32, block_size=64, vocab_size=31)
+SMALL = dict(
+    n_layer=1, n_embd=32, n_head=4, num_key_value_heads=2, head_dim=8, d_ff=32, block_size=64, vocab_size=31
+)
 BF16 = torch.bfloat16
 
 
 def choose(world=World(), saved=None, device=CUDA, train=(), **fields):  # noqa: B008
     return attention.choose_kernel(
-        get_preset_config("qwen3", **SMALL | fields), TrainConfig(batch_size=3, **dict(train)), device, BF16, world, saved
+        get_preset_config("qwen3", **SMALL | fields),
+        TrainConfig(batch_size=3, **dict(train)),
+        device,
+        BF16,
+        world,
+        saved,
     )
 
 
@@ -47,7 +55,9 @@ def test_what_is_not_measured(timed):
 
 
 def test_a_saved_choice_that_cannot_run_here_is_made_anew(timed, monkeypatch):
-    monkeypatch.setattr(attention, "backend_problem", lambda name, *rest: "gone" if name == "flash_attn_3" else None)
+    monkeypatch.setattr(
+        attention, "backend_problem", lambda name, *rest: "gone" if name == "flash_attn_3" else None
+    )
     assert choose(saved="flash_attn_3")[0] == choose(saved="auto")[0] == choose(saved="manual")[0] == "cudnn"
     assert choose(saved="efficient") == ("efficient", {})
 
@@ -77,15 +87,31 @@ class WrongBackward(torch.autograd.Function):
 def test_timing_on_this_machine(monkeypatch):
     monkeypatch.setitem(ATTENTION_BACKENDS, "flash_attn_2", lambda *a: 1 / 0)
     monkeypatch.setitem(ATTENTION_BACKENDS, "flash_attn_3", lambda *a: 2 * ATTENTION_BACKENDS["sdpa"](*a))
-    monkeypatch.setitem(ATTENTION_BACKENDS, "flash_attn_4", lambda q, k, v, dropout: WrongBackward.apply(q, k, v))
-    monkeypatch.setattr(attention, "backend_problem", lambda name, *rest: "no" if name == "efficient" else None)
-    candidates = ("sdpa", "manual", "flash", "efficient", "cudnn", "flash_attn_2", "flash_attn_3", "flash_attn_4")
+    monkeypatch.setitem(
+        ATTENTION_BACKENDS, "flash_attn_4", lambda q, k, v, dropout: WrongBackward.apply(q, k, v)
+    )
+    monkeypatch.setattr(
+        attention, "backend_problem", lambda name, *rest: "no" if name == "efficient" else None
+    )
+    candidates = (
+        "sdpa",
+        "manual",
+        "flash",
+        "efficient",
+        "cudnn",
+        "flash_attn_2",
+        "flash_attn_3",
+        "flash_attn_4",
+    )
     results = attention.time_kernels((2, 4, 2, 48, 8), CPU, BF16, candidates=candidates, seconds=0.01)
     assert list(results) == list(candidates)
     assert all(0 < results[name] < 1e4 for name in ("sdpa", "manual", "flash"))  # ms
     assert results["efficient"] == "no" and results["flash_attn_2"].startswith("ZeroDivisionError")
     assert results["cudnn"].startswith("RuntimeError")  # torch would take another kernel in its place
-    assert "its output is wrong by 1" in results["flash_attn_3"] and "its dq is wrong by 1" in results["flash_attn_4"]
+    assert (
+        "its output is wrong by 1" in results["flash_attn_3"]
+        and "its dq is wrong by 1" in results["flash_attn_4"]
+    )
 
 
 def test_kernels_are_timed_on_as_many_threads_as_the_run_has(monkeypatch):
@@ -102,7 +128,9 @@ def test_kernels_are_timed_on_as_many_threads_as_the_run_has(monkeypatch):
 
 def test_gradients_that_are_not_finite(monkeypatch):
     monkeypatch.setattr(attention, "wrong_results", lambda *a: None)
-    monkeypatch.setitem(ATTENTION_BACKENDS, "sdpa", lambda q, k, v, dropout: (q * float("nan")) + 0 * (k.sum() + v.sum()))
+    monkeypatch.setitem(
+        ATTENTION_BACKENDS, "sdpa", lambda q, k, v, dropout: (q * float("nan")) + 0 * (k.sum() + v.sum())
+    )
     results = attention.time_kernels((1, 2, 2, 8, 8), CPU, BF16, candidates=["sdpa"], seconds=0.01)
     assert results == {"sdpa": "its gradients are not finite"}
 
@@ -111,16 +139,25 @@ def test_a_run_uses_logs_saves_and_keeps_its_kernel(run, tmp_path, monkeypatch, 
     import train
 
     called, saved = [], []
-    monkeypatch.setitem(ATTENTION_BACKENDS, "efficient", lambda *a: called.append(1) or ATTENTION_BACKENDS["sdpa"](*a))
+    monkeypatch.setitem(
+        ATTENTION_BACKENDS, "efficient", lambda *a: called.append(1) or ATTENTION_BACKENDS["sdpa"](*a)
+    )
     monkeypatch.setattr(
-        train, "choose_kernel", lambda *a: saved.append(a[-1]) or ("efficient", {"efficient": 1.0, "sdpa": 2.0})
+        train,
+        "choose_kernel",
+        lambda *a: saved.append(a[-1]) or ("efficient", {"efficient": 1.0, "sdpa": 2.0}),
     )
     monkeypatch.setattr("model_components.backend_problem", lambda *a: None)
     for steps in (3, 6):
         assert run("a", f"--max_iters={steps}") == 0
     assert saved == [None, "efficient"] and called
-    assert run("a", "--max_iters=9", "--attention_backend=manual") == 0  # the user's choice is not a measurement
+    assert (
+        run("a", "--max_iters=9", "--attention_backend=manual") == 0
+    )  # the user's choice is not a measurement
     assert run("a", "--max_iters=12") == 0 and saved[2:] == ["efficient", None]
     hardware = [e["hardware"] for e in read_events(tmp_path / "a", "run_start")]
     assert [(h["attention_backend"], h["attention_ms"]["sdpa"]) for h in hardware] == [("efficient", 2.0)] * 4
-    assert "attention_backend='efficient'; ms a layer: {'efficient': 1.0, 'sdpa': 2.0}" in capsys.readouterr().out
+    assert (
+        "attention_backend='efficient'; ms a layer: {'efficient': 1.0, 'sdpa': 2.0}"
+        in capsys.readouterr().out
+    )

@@ -13,14 +13,16 @@ from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from training import checkpoint
 from training.config import TrainConfig
-from training.dist import World
 from training.optim import build_optimizers, optimizer_tensors
+from training.world import World
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.json", "manifest.json")
 
 
 def trained(seed: int = 0, optimizer: str = "muon", n_embd: int = 16) -> tuple:
-    model = ConfigurableGPT(get_preset_config("gpt2", n_layer=1, n_embd=n_embd, n_head=2, block_size=8, vocab_size=11), seed)
+    model = ConfigurableGPT(
+        get_preset_config("gpt2", n_layer=1, n_embd=n_embd, n_head=2, block_size=8, vocab_size=11), seed
+    )
     optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer), torch.device("cpu"))
     x = torch.arange(8)[None]
     model(x, x)[1].backward()
@@ -41,14 +43,18 @@ def said(caplog) -> list[str]:
 def test_round_trip(tmp_path):
     model, optimizers = trained()
     path = save(tmp_path, 5, model, optimizers)
-    assert path == tmp_path / "checkpoints" / "step_00000005" and {f.name for f in path.iterdir()} == set(FILES)
+    assert path == tmp_path / "checkpoints" / "step_00000005" and {f.name for f in path.iterdir()} == set(
+        FILES
+    )
     other, others = trained(seed=1)
     checkpoint.load_weights(path, other)
     checkpoint.load_optimizers(path, other, others)
     assert all(torch.equal(p, q) for p, q in zip(model.parameters(), other.parameters(), strict=True))
     ours, theirs = (optimizer_tensors(m, o) for m, o in ((model, optimizers), (other, others)))
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
-    assert "blocks.0.attention.qkv.weight/momentum_buffer" in ours and "token_embedding.weight/exp_avg" in ours
+    assert (
+        "blocks.0.attention.qkv.weight/momentum_buffer" in ours and "token_embedding.weight/exp_avg" in ours
+    )
     assert checkpoint.load_state(path)[0] == {"step": 5}
 
 
@@ -103,7 +109,9 @@ def test_what_does_not_fit_is_named(tmp_path):
     wider, optimizers = trained(n_embd=32)
     with pytest.raises(ValueError, match=r"has shape \[.*16\], the model \[.*32\]"):
         checkpoint.load_weights(path, wider)
-    deeper = ConfigurableGPT(get_preset_config("gpt2", n_layer=2, n_embd=16, n_head=2, block_size=8, vocab_size=11))
+    deeper = ConfigurableGPT(
+        get_preset_config("gpt2", n_layer=2, n_embd=16, n_head=2, block_size=8, vocab_size=11)
+    )
     with pytest.raises(ValueError, match=r"other parameters than this model's: blocks\.1"):
         checkpoint.load_weights(path, deeper)
     model, adamw = trained(optimizer="adamw")
@@ -138,8 +146,12 @@ def test_what_is_damaged_goes_aside_and_nothing_else(tmp_path):
     for step in (1, 3):
         (checkpoint.checkpoint_path(tmp_path, step) / "state.json").unlink()
     aside = checkpoint.checkpoint_path(tmp_path, 3).with_name("damaged_step_00000003")
-    assert checkpoint.set_aside_damaged(tmp_path, 2) == [aside]  # the first one is older, the fourth can be read
-    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [1, 2, 4] and (aside / "config.json").is_file()
+    assert checkpoint.set_aside_damaged(tmp_path, 2) == [
+        aside
+    ]  # the first one is older, the fourth can be read
+    assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [1, 2, 4] and (
+        aside / "config.json"
+    ).is_file()
     save(tmp_path, 3, *trained())
     (checkpoint.checkpoint_path(tmp_path, 3) / "state.json").unlink()
     (again,) = checkpoint.set_aside_damaged(tmp_path, 2)
@@ -157,7 +169,10 @@ def test_setting_aside_loses_nothing(tmp_path):
 def test_a_checkpoint_holds_json_and_safetensors_only(tmp_path):
     path = save(tmp_path, 1, *trained())
     manifest = json.loads((path / "manifest.json").read_text())
-    assert set(manifest) == set(FILES) - {"manifest.json"} and {f.suffix for f in path.iterdir()} == {".json", ".safetensors"}
+    assert set(manifest) == set(FILES) - {"manifest.json"} and {f.suffix for f in path.iterdir()} == {
+        ".json",
+        ".safetensors",
+    }
 
 
 def test_every_byte_of_a_manifest_counts(tmp_path):
@@ -172,7 +187,10 @@ def test_every_byte_of_a_manifest_counts(tmp_path):
                 harmless = json.loads(flipped) == json.loads(good)  # white space
             except ValueError:
                 harmless = False
-            assert harmless == (checkpoint.find_damage(path) is None), (at, flipped[max(0, at - 20) : at + 20])
+            assert harmless == (checkpoint.find_damage(path) is None), (
+                at,
+                flipped[max(0, at - 20) : at + 20],
+            )
 
 
 def test_a_flip_anywhere_in_the_weights_is_seen(tmp_path):
@@ -188,7 +206,9 @@ def test_a_flip_anywhere_in_the_weights_is_seen(tmp_path):
     assert checkpoint.find_damage(path) is None
 
 
-@pytest.mark.parametrize("manifest", ["", "[]", "{}", "null", "7", '{"model.safetensors": 3}', "\ufeff{", "[" * 200])
+@pytest.mark.parametrize(
+    "manifest", ["", "[]", "{}", "null", "7", '{"model.safetensors": 3}', "\ufeff{", "[" * 200]
+)
 def test_a_manifest_of_something_else_is_damage(tmp_path, manifest):
     older, newest = save(tmp_path, 1, *trained()), save(tmp_path, 2, *trained())
     (newest / "manifest.json").write_text(manifest)
@@ -200,7 +220,9 @@ def test_other_folders_are_no_checkpoints(tmp_path, caplog):
     path.with_name("step_00000009").write_text("a file")
     for name in ("partial_step_00000002", "step_best", "step_", "step_-0000003"):
         save(tmp_path, 2, *trained()).rename(path.with_name(name))
-    assert checkpoint.list_checkpoints(tmp_path) == [(1, path)] and checkpoint.find_checkpoint(tmp_path) == path
+    assert (
+        checkpoint.list_checkpoints(tmp_path) == [(1, path)] and checkpoint.find_checkpoint(tmp_path) == path
+    )
     assert not said(caplog)
 
 
@@ -226,7 +248,9 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path):
 
 
 def test_a_checkpoint_of_step_zero_has_no_optimizer_state(tmp_path):
-    model = ConfigurableGPT(get_preset_config("gpt2", n_layer=1, n_embd=16, n_head=2, block_size=8, vocab_size=11))
+    model = ConfigurableGPT(
+        get_preset_config("gpt2", n_layer=1, n_embd=16, n_head=2, block_size=8, vocab_size=11)
+    )
     fresh = build_optimizers(model, TrainConfig(), torch.device("cpu"))
     path = save(tmp_path, 0, model, fresh)
     checkpoint.load_optimizers(path, model, fresh)
@@ -253,7 +277,11 @@ def test_what_cannot_be_removed_costs_a_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(shutil, "rmtree", busy)
     for step in (1, 2):
         checkpoints.save(tensors, {"step": step, "val_loss": None}, {}, wait=True)
-    assert len(said(caplog)) == 1 and "step_00000001" in said(caplog)[0] and "could not be removed" in said(caplog)[0]
+    assert (
+        len(said(caplog)) == 1
+        and "step_00000001" in said(caplog)[0]
+        and "could not be removed" in said(caplog)[0]
+    )
     monkeypatch.undo()
     checkpoints.save(tensors, {"step": 3, "val_loss": None}, {}, wait=True)
     assert [f.name for f in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
@@ -288,14 +316,19 @@ def test_ranks_go_on_from_what_rank_0_sees(tmp_path):
     model, optimizers = trained()
     for step in (1, 2):
         save(tmp_path, step, model, optimizers)
-    seen, answers = [], iter(['[[1, "step_00000001"]]', None])  # of rank 0: its list, and that it found no damage
+    seen, answers = (
+        [],
+        iter(['[[1, "step_00000001"]]', None]),
+    )  # of rank 0: its list, and that it found no damage
 
     class SecondRank(World):
         def first(self, value: str | None) -> str | None:
             seen.append(value)
             return next(answers)
 
-    assert checkpoint.find_checkpoint(tmp_path, world=SecondRank(1, 1, 2)) == checkpoint.checkpoint_path(tmp_path, 1)
+    assert checkpoint.find_checkpoint(tmp_path, world=SecondRank(1, 1, 2)) == checkpoint.checkpoint_path(
+        tmp_path, 1
+    )
     assert "step_00000002" in seen[0] and seen[1:] == [None]
 
 

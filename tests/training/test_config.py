@@ -1,4 +1,5 @@
-"""defaults < preset < file < flags, every value typed, every mistake one line; and every knob of TrainConfig turns."""
+"""defaults < preset < file < flags, every value typed, every mistake one line; and every knob of
+TrainConfig turns."""
 
 import contextlib
 import dataclasses
@@ -14,10 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import train
+from base.cli import parse_flags
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from training.config import MODEL_FIELDS, TRAIN_FIELDS, TrainConfig, load_config, parse_flags
-from training.data import BatchLoader
+from tokens.data import BatchLoader
+from training.config import MODEL_FIELDS, TRAIN_FIELDS, TrainConfig, load_config
 from training.optim import build_optimizers, learning_rate_at
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,10 +32,16 @@ def write(tmp_path: Path, text: str) -> str:
 
 
 def test_flags_over_file_over_preset_over_defaults(tmp_path):
-    file = write(tmp_path, "arch_preset = 'qwen3'\nn_layer = 5\nbatch_size = 3\n_helper = 7\nmax_iters = 1e3\n")
+    file = write(
+        tmp_path, "arch_preset = 'qwen3'\nn_layer = 5\nbatch_size = 3\n_helper = 7\nmax_iters = 1e3\n"
+    )
     model, config = load_config([file, "--batch_size=4", "--n_head", "8"])
     assert (model.n_layer, model.n_head, model.rope_theta, model.dropout) == (5, 8, 1e6, 0.0)
-    assert (config.batch_size, config.max_iters, config.learning_rate) == (4, 1000, TrainConfig().learning_rate)
+    assert (config.batch_size, config.max_iters, config.learning_rate) == (
+        4,
+        1000,
+        TrainConfig().learning_rate,
+    )
     model, _ = load_config([file, "--arch_preset=llama3"])
     assert (model.n_layer, model.rope_theta) == (5, 5e5)
 
@@ -49,8 +57,14 @@ def test_flags_are_typed():
         return dataclasses.asdict(load_config(flags)[1])
 
     assert parsed("--compile=False")["compile"] is False and parsed("--eval_only")["eval_only"] is True
-    assert parsed("--compile", "no", "--seed", "3")["compile"] is False and parsed("--max_iters=2e3")["max_iters"] == 2000
-    assert parsed("--lr_decay_iters=none")["lr_decay_iters"] is None and parsed("--max_iters=1_000")["max_iters"] == 1000
+    assert (
+        parsed("--compile", "no", "--seed", "3")["compile"] is False
+        and parsed("--max_iters=2e3")["max_iters"] == 2000
+    )
+    assert (
+        parsed("--lr_decay_iters=none")["lr_decay_iters"] is None
+        and parsed("--max_iters=1_000")["max_iters"] == 1000
+    )
     assert parse_flags(["a", "--x", "-1", "b"], {"x": int}) == (["a", "b"], {"x": -1})
 
 
@@ -104,7 +118,10 @@ def test_print_config_of_every_file(path, capsys):
     assert set(printed["model"]) == set(MODEL_FIELDS) and set(printed["train"]) == set(TRAIN_FIELDS)
     # what was printed, given as flags, is the same configuration
     flags = [
-        f"--{k}={v}" for part in ("model", "train") for k, v in printed[part].items() if not (k == "ffn_ratio" and v is None)
+        f"--{k}={v}"
+        for part in ("model", "train")
+        for k, v in printed[part].items()
+        if not (k == "ffn_ratio" and v is None)
     ]
     train.main([*flags, "--print_config"])
     assert json.loads(capsys.readouterr().out) == printed
@@ -118,11 +135,28 @@ values = st.one_of(
     st.integers(-3, 64).map(str),
     st.floats().map(str),
     st.sampled_from(
-        ["true", "none", "", "qwen3", "rope", "manual", "swiglu", "1e400", "-0", "0x10", "nan", "🙂", "a=b", "--x"]
+        [
+            "true",
+            "none",
+            "",
+            "qwen3",
+            "rope",
+            "manual",
+            "swiglu",
+            "1e400",
+            "-0",
+            "0x10",
+            "nan",
+            "🙂",
+            "a=b",
+            "--x",
+        ]
     ),
     st.text(alphabet=string.printable, max_size=8),
 )
-names = st.one_of(st.sampled_from(MODEL_FIELDS + TRAIN_FIELDS), st.text(alphabet=string.printable, max_size=8))
+names = st.one_of(
+    st.sampled_from(MODEL_FIELDS + TRAIN_FIELDS), st.text(alphabet=string.printable, max_size=8)
+)
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
@@ -132,7 +166,13 @@ def test_no_command_line_ends_in_a_traceback(pairs):
     for name, value, joint in pairs:
         if name in ("n_layer", "-h", "help"):
             continue
-        argv += [f"--{name}"] if joint is None else [f"--{name}", value] if joint == " " else [f"--{name}={value}"]
+        argv += (
+            [f"--{name}"]
+            if joint is None
+            else [f"--{name}", value]
+            if joint == " "
+            else [f"--{name}={value}"]
+        )
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -159,12 +199,22 @@ def optimizer_groups(**fields: object) -> list:
 
 
 def schedule(**fields: object) -> list[float]:
-    return [learning_rate_at(step, TrainConfig(**{"max_iters": 20, "warmup_iters": 2, **fields})) for step in range(22)]
+    return [
+        learning_rate_at(step, TrainConfig(**{"max_iters": 20, "warmup_iters": 2, **fields}))
+        for step in range(22)
+    ]
 
 
 OPTIMIZER_KNOBS = {"optimizer": "muon", "weight_decay": 0.5, "beta1": 0.5, "beta2": 0.5}
-SCHEDULE_KNOBS = {"learning_rate": 1e-3, "min_lr": 1e-5, "lr_schedule": "linear", "warmup_iters": 5, "lr_decay_iters": 10}
-# Each of these changes what a tiny run leaves behind; the flags, and a question to its events and printed lines
+SCHEDULE_KNOBS = {
+    "learning_rate": 1e-3,
+    "min_lr": 1e-5,
+    "lr_schedule": "linear",
+    "warmup_iters": 5,
+    "lr_decay_iters": 10,
+}
+# Each of these changes what a tiny run leaves behind; the flags, and a question to its events and printed
+# lines
 RUN_KNOBS = {
     "batch_size": (["--batch_size=4"], lambda e, out: e[-1]["tokens"] == 6 * 4 * 2 * 16),
     "gradient_accumulation_steps": (["--gradient_accumulation_steps=1"], lambda e, out: e[-1]["tokens"] == 6 * 2 * 16),
@@ -242,12 +292,14 @@ def test_run_knobs_turn(run, tmp_path, capsys, field):
 
 def test_muons_own_learning_rate_and_wsd():
     assert optimizer_groups(optimizer="muon") != optimizer_groups(optimizer="muon", muon_learning_rate=0.02)
-    assert optimizer_groups(optimizer="muon", muon_learning_rate=0.02)[-1][1]["lr_ratio"] == pytest.approx(0.02 / 6e-4)
+    assert optimizer_groups(optimizer="muon", muon_learning_rate=0.02)[-1][1]["lr_ratio"] == pytest.approx(
+        0.02 / 6e-4
+    )
     assert schedule(lr_schedule="wsd") != schedule(lr_schedule="wsd", wsd_decay_fraction=0.5)
 
 
 def test_the_seed_moves_weights_and_data(dataset):
-    from training.shards import open_tokens
+    from tokens.shards import open_tokens
 
     tokens = open_tokens(dataset, "train", 97)
     (a, _), (b, _) = (BatchLoader(tokens, 8, 4, 1, seed).micro_batch(0, 0) for seed in (1, 2))
@@ -259,15 +311,27 @@ def test_eval_iters_and_compile_and_grad_clip(run, tmp_path, monkeypatch, capsys
     run("longer", "--eval_iters=4")
     run("clipped", "--grad_clip=0.01")
     run("unclipped", "--grad_clip=0")
-    plain, longer, clipped, unclipped = (read_events(tmp_path / n) for n in ("plain", "longer", "clipped", "unclipped"))
-    assert [e["val_loss"] for e in plain if e["event"] == "eval"] != [e["val_loss"] for e in longer if e["event"] == "eval"]
-    assert plain[2]["grad_norm"] == clipped[2]["grad_norm"] == unclipped[2]["grad_norm"] > 0.01  # logged before clipping
-    assert len({json.dumps([e["loss"] for e in r if e["event"] == "train"]) for r in (plain, clipped, unclipped)}) == 3
+    plain, longer, clipped, unclipped = (
+        read_events(tmp_path / n) for n in ("plain", "longer", "clipped", "unclipped")
+    )
+    assert [e["val_loss"] for e in plain if e["event"] == "eval"] != [
+        e["val_loss"] for e in longer if e["event"] == "eval"
+    ]
+    assert (
+        plain[2]["grad_norm"] == clipped[2]["grad_norm"] == unclipped[2]["grad_norm"] > 0.01
+    )  # logged before clipping
+    assert (
+        len(
+            {json.dumps([e["loss"] for e in r if e["event"] == "train"]) for r in (plain, clipped, unclipped)}
+        )
+        == 3
+    )
     capsys.readouterr()
     monkeypatch.setenv("CXX", "no-such-compiler")
     run("compiled", "--compile")
     assert (
-        "compile=True is switched off: on CPU it needs a C++ compiler, and no-such-compiler is not" in capsys.readouterr().out
+        "compile=True is switched off: on CPU it needs a C++ compiler, and no-such-compiler is not"
+        in capsys.readouterr().out
     )
     compiled = []
     monkeypatch.setenv("CXX", "true")
@@ -296,7 +360,9 @@ def test_wandb_names(run, monkeypatch, tmp_path):
     seen = []
     fake = types.SimpleNamespace(log=lambda *a, **k: None, finish=lambda: None)
     monkeypatch.setitem(
-        sys.modules, "wandb", types.SimpleNamespace(init=lambda **s: seen.append((s["project"], s["name"])) or fake)
+        sys.modules,
+        "wandb",
+        types.SimpleNamespace(init=lambda **s: seen.append((s["project"], s["name"])) or fake),
     )
     run("a", "--wandb_log", "--wandb_project=p", "--wandb_run_name=n")
     run("b", "--wandb_log")
@@ -304,7 +370,9 @@ def test_wandb_names(run, monkeypatch, tmp_path):
 
 
 def test_notes_on_what_has_no_effect():
-    assert TrainConfig(muon_learning_rate=0.1).notes() == ["muon_learning_rate=0.1 has no effect with optimizer='adamw'"]
+    assert TrainConfig(muon_learning_rate=0.1).notes() == [
+        "muon_learning_rate=0.1 has no effect with optimizer='adamw'"
+    ]
     assert not TrainConfig().notes()
     said = {
         "wsd_decay_fraction": TrainConfig(wsd_decay_fraction=0.5),
@@ -315,7 +383,10 @@ def test_notes_on_what_has_no_effect():
     for name, config in said.items():
         (note,) = config.notes()
         assert note.startswith(f"{name}={getattr(config, name)} has no effect with ")
-    assert not TrainConfig(wsd_decay_fraction=0.5, lr_schedule="wsd").notes() and not TrainConfig(keep_last=5).notes()
+    assert (
+        not TrainConfig(wsd_decay_fraction=0.5, lr_schedule="wsd").notes()
+        and not TrainConfig(keep_last=5).notes()
+    )
     model = get_preset_config("qwen3")
     here = TrainConfig(reduce_dtype="bfloat16", use_fsdp=True)
     assert [note.split("=")[0] for note in here.notes_here(model, "cpu", 1)] == ["use_fsdp", "reduce_dtype"]
@@ -346,7 +417,9 @@ def test_every_field_keeps_its_range(name, value):
 
 def test_the_ends_of_the_ranges_are_allowed():
     TrainConfig(**dict.fromkeys(BELOW_ONE, 1))
-    TrainConfig(**dict.fromkeys(AT_LEAST_ZERO, 0), beta1=0.0, beta2=0.0, seed=2**63 - 1, wsd_decay_fraction=1.0)
+    TrainConfig(
+        **dict.fromkeys(AT_LEAST_ZERO, 0), beta1=0.0, beta2=0.0, seed=2**63 - 1, wsd_decay_fraction=1.0
+    )
     TrainConfig(lr_schedule="constant", min_lr=1.0, warmup_iters=10, max_iters=5, init_from="hf:x/y")
 
 
@@ -364,14 +437,23 @@ def test_every_train_field_from_a_file_and_from_a_flag(tmp_path):
         else:
             value = not was if type(was) is bool else was + "x" if type(was) is str else was + 1
         assert value != was
-        for argv in ([write(tmp_path, f"{name} = {value!r}")], [f"--{name}={value}"], [f"--{name}", str(value)]):
+        for argv in (
+            [write(tmp_path, f"{name} = {value!r}")],
+            [f"--{name}={value}"],
+            [f"--{name}", str(value)],
+        ):
             _, config = load_config(argv)
             assert dataclasses.asdict(config) == dataclasses.asdict(defaults) | {name: value}, argv
             assert type(getattr(config, name)) is type(value)
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.one_of(st.text(max_size=6), st.tuples(st.sampled_from(TRAIN_FIELDS), st.text(max_size=6))), max_size=3))
+@given(
+    st.lists(
+        st.one_of(st.text(max_size=6), st.tuples(st.sampled_from(TRAIN_FIELDS), st.text(max_size=6))),
+        max_size=3,
+    )
+)
 def test_no_unicode_ends_in_a_traceback(words):
     argv = [w if isinstance(w, str) else f"--{w[0]}={w[1]}" for w in words if w not in ("-h", "--help")]
     out, err = io.StringIO(), io.StringIO()

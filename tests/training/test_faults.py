@@ -1,5 +1,5 @@
-"""What goes wrong on one rank of two, inside one process group: non-finite gradients, full disks, signals. And the death of a
-process at every operation of a save."""
+"""What goes wrong on one rank of two, inside one process group: non-finite gradients, full disks, signals.
+And the death of a process at every operation of a save."""
 
 import builtins
 import errno
@@ -19,8 +19,8 @@ import train
 from model_config import get_preset_config
 from training import checkpoint
 from training.config import TrainConfig
-from training.dist import World, on_ranks
 from training.optim import StepGuard, build_optimizers, optimizer_tensors
+from training.world import World, on_ranks
 
 
 class Sabotage:
@@ -32,7 +32,11 @@ class Sabotage:
         self.signal_at: dict[int, int] = {}
         self.full_disk_at: set[int] = set()
         self.in_evaluation: int | None = None
-        plain_lr, plain_loss, plain_write = train.learning_rate_at, model_builder.head_loss, checkpoint.write_durably
+        plain_lr, plain_loss, plain_write = (
+            train.learning_rate_at,
+            model_builder.head_loss,
+            checkpoint.write_durably,
+        )
 
         def learning_rate_at(step: int, config: TrainConfig) -> float:
             self.step = step
@@ -52,7 +56,11 @@ class Sabotage:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
             return plain_write(file, parts)
 
-        train.learning_rate_at, model_builder.head_loss, checkpoint.write_durably = learning_rate_at, head_loss, write_durably
+        train.learning_rate_at, model_builder.head_loss, checkpoint.write_durably = (
+            learning_rate_at,
+            head_loss,
+            write_durably,
+        )
 
 
 def faulty_runs(world: World, folder: Path) -> None:
@@ -115,7 +123,9 @@ def test_a_step_without_finite_gradients_is_skipped_by_all(folder, strategy):
     assert [e["skipped_steps"] for e in events] == [0, 0, 0, 0, 1, 1, 1, 1, 1]
     assert events[4]["loss"] is None and events[4]["grad_norm"] is None and all(e["loss"] for e in events[5:])
     whole = read_events(folder / f"whole{strategy}", "train")
-    assert [e["loss"] for e in events[:4]] == [e["loss"] for e in whole[:4]] and events[5]["loss"] != whole[5]["loss"]
+    assert [e["loss"] for e in events[:4]] == [e["loss"] for e in whole[:4]] and events[5]["loss"] != whole[
+        5
+    ]["loss"]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -134,7 +144,11 @@ def test_a_full_disk_costs_one_checkpoint(folder, strategy, kind):
     assert (folder / f"full disk{strategy}{kind}.codes").read_text() == "0 "
     out_dir = folder / f"full disk{strategy}{kind}"
     failed, second, third = read_events(out_dir, "checkpoint")
-    assert failed["step"] == 3 and "by rank 1" in failed["failed"] and "No space left on device" in failed["failed"]
+    assert (
+        failed["step"] == 3
+        and "by rank 1" in failed["failed"]
+        and "No space left on device" in failed["failed"]
+    )
     assert (second["step"], third["step"]) == (6, 9) and "path" in second and "path" in third
     assert [s for s, _ in checkpoint.list_checkpoints(out_dir)] == [6, 9]
     assert not list((out_dir / "checkpoints").glob("partial*"))
@@ -149,8 +163,8 @@ def test_a_signal_to_one_rank_stops_all_with_a_checkpoint(folder, strategy, numb
     first, second, last = read_events(folder / name, "run_end")
     assert first["reason"] == second["reason"] == f"signal {number.name}" and last["reason"] == "done"
     starts = [e["start_step"] for e in read_events(folder / name, "run_start")]
-    # Cast at the boundary after step 4, counted at that of step 6, whose evaluation falls out; the second run makes up for it,
-    # gets its own signal there, and leaves it to the third
+    # Cast at the boundary after step 4, counted at that of step 6, whose evaluation falls out; the second
+    # run makes up for it, gets its own signal there, and leaves it to the third
     assert (first["step"], second["step"]) == (6, 6) and starts == [0, 6, 6]
     assert [e["step"] for e in read_events(folder / name, "eval")] == [0, 2, 4, 6, 8, 9]
     assert digests(folder / name, 9) == digests(folder / f"whole{strategy}", 9)
@@ -162,7 +176,12 @@ def test_spikes_are_skipped_when_asked_for():
     norms = [1000.0, 500.0, *[1.0] * 200]  # a warm-up may do what it likes
     assert not any(guard.check(torch.tensor(n)) for n in norms)
     mean = guard.state()["mean_norm"]
-    assert [bool(guard.check(torch.tensor(n))) for n in (3.9 * mean, 100.0, float("inf"), 1.0)] == [False, True, True, False]
+    assert [bool(guard.check(torch.tensor(n))) for n in (3.9 * mean, 100.0, float("inf"), 1.0)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
     assert guard.state()["skipped"] == 2 and guard.state()["bad_in_a_row"] == 0
     resumed = StepGuard(config, torch.device("cpu"), guard.state())
     for norm in (100.0, 1.0, float("nan"), 2.0):
@@ -176,7 +195,10 @@ def test_spikes_are_skipped_when_asked_for():
 def test_a_skipped_step_leaves_no_trace(optimizer):
     model, optimizers = small_model(optimizer)
     guard = StepGuard(TrainConfig(), torch.device("cpu"))
-    before = {k: t.clone() for k, t in (dict(model.named_parameters()) | optimizer_tensors(model, optimizers)).items()}
+    before = {
+        k: t.clone()
+        for k, t in (dict(model.named_parameters()) | optimizer_tensors(model, optimizers)).items()
+    }
     for p in model.parameters():
         p.grad = torch.full_like(p, float("nan"))
     guard.step(optimizers, torch.tensor(1.0))
@@ -249,8 +271,9 @@ class DeathAt:
 
 
 def test_death_at_every_operation_of_a_save_loses_nothing(tmp_path):
-    """Step 3 is saved over a damaged folder of the same name, then the oldest is pruned: whichever operation is the last, an
-    intact checkpoint of step 2 or 3 is found, and the next process saves as if nothing had been."""
+    """Step 3 is saved over a damaged folder of the same name, then the oldest is pruned: whichever
+    operation is the last, an intact checkpoint of step 2 or 3 is found, and the next process saves as if
+    nothing had been."""
     model, optimizers = small_model()
     tensors = dict(model.named_parameters()) | optimizer_tensors(model, optimizers)
     config = TrainConfig(keep_last=2, device="cpu")
@@ -285,7 +308,11 @@ def test_death_at_every_operation_of_a_save_loses_nothing(tmp_path):
         save(out_dir)  # goes on from whatever was left
         assert checkpoint.find_checkpoint(out_dir, 3) == checkpoint.checkpoint_path(out_dir, 3)
         assert [s for s, _ in checkpoint.list_checkpoints(out_dir)] == [2, 3]
-        assert not [f for f in (out_dir / "checkpoints").iterdir() if f.name.startswith("partial") and "0003" in f.name]
+        assert not [
+            f
+            for f in (out_dir / "checkpoints").iterdir()
+            if f.name.startswith("partial") and "0003" in f.name
+        ]
         shutil.rmtree(out_dir)
         if code == 0:
             break

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from hardware.gpus import peak_flops_per_s
 from model_builder import ConfigurableGPT
 from model_config import PRESET_CONFIGS, get_preset_config
 from training.config import load_config
-from training.flops import flops_per_token, matmul_weights, peak_flops_per_s
+from training.flops import flops_per_token, matmul_weights
 
 
 def test_qwen3_1_7b_by_hand():
@@ -31,7 +32,9 @@ def test_torchs_counter_agrees(preset, tied):
     with FlopCounterMode(display=False) as counter:
         model(x, x)[1].backward()
     # the counter sees all of attention; it counts the input gradient of every matmul, as we do
-    assert counter.get_total_flops() == pytest.approx(flops_per_token(config, full_attention=True) * x.numel(), rel=1e-6)
+    assert counter.get_total_flops() == pytest.approx(
+        flops_per_token(config, full_attention=True) * x.numel(), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name, tflops", [

@@ -1,4 +1,5 @@
-"""FP8 in the blocks: emulated here (rounded to FP8, multiplied in fp32), since the machines of the tests have no such GPU."""
+"""FP8 in the blocks: emulated here (rounded to FP8, multiplied in fp32), since the machines of the tests
+have no such GPU."""
 
 import sys
 
@@ -11,9 +12,11 @@ from model_builder import ConfigurableGPT, init_weights
 from model_config import get_preset_config
 from training import fp8
 from training.config import TrainConfig
-from training.dist import on_ranks
+from training.world import on_ranks
 
-SMALL = dict(n_layer=2, n_embd=64, n_head=4, num_key_value_heads=2, head_dim=16, d_ff=128, vocab_size=97, block_size=32)
+SMALL = dict(
+    n_layer=2, n_embd=64, n_head=4, num_key_value_heads=2, head_dim=16, d_ff=128, vocab_size=97, block_size=32
+)
 CPU = torch.device("cpu")
 
 
@@ -24,7 +27,9 @@ def check(device=CPU, recipe="rowwise", batch_size=2, **fields):
 
 def test_what_cannot_run_is_said(monkeypatch):
     check(recipe="none", n_embd=60)
-    with pytest.raises(ValueError, match="fp8='rowwise' needs an NVIDIA GPU of Ada, Hopper or newer, not cpu"):
+    with pytest.raises(
+        ValueError, match="fp8='rowwise' needs an NVIDIA GPU of Ada, Hopper or newer, not cpu"
+    ):
         check()
     for capability, runs in (((8, 0), False), ((8, 9), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
@@ -63,7 +68,14 @@ def test_loss_and_gradients_are_near_and_names_are_the_same(recipe, monkeypatch)
         assert (p.grad - q.grad).norm() < 0.2 * q.grad.norm(), name
 
 
-FLAGS = ["--arch_preset=qwen3", "--n_embd=64", "--num_key_value_heads=2", "--head_dim=16", "--n_head=4", "--d_ff=128"]
+FLAGS = [
+    "--arch_preset=qwen3",
+    "--n_embd=64",
+    "--num_key_value_heads=2",
+    "--head_dim=16",
+    "--n_head=4",
+    "--d_ff=128",
+]
 
 
 def test_a_run_in_fp8(run, tmp_path, monkeypatch, capsys):
@@ -72,7 +84,9 @@ def test_a_run_in_fp8(run, tmp_path, monkeypatch, capsys):
     for steps in (3, 6):
         assert run("parts", *FLAGS, "--fp8=tensorwise", f"--max_iters={steps}", "--lr_decay_iters=6") == 0
     assert run("plain", *FLAGS) == 0
-    whole, parts, plain = ([e["loss"] for e in read_events(tmp_path / name, "train")] for name in ("whole", "parts", "plain"))
+    whole, parts, plain = (
+        [e["loss"] for e in read_events(tmp_path / name, "train")] for name in ("whole", "parts", "plain")
+    )
     assert parts == whole != plain
     assert whole == pytest.approx(plain, abs=2e-2)
 
@@ -85,9 +99,19 @@ def train_emulated(world, jobs):
 def test_every_strategy_trains_in_fp8(run, dataset, tmp_path, monkeypatch):
     monkeypatch.setattr(fp8, "EMULATED", True)
     assert run("single", *FLAGS, "--fp8=rowwise") == 0
-    strategies = {"ddp": [], "zero1": ["--use_zero1"], "fsdp": ["--use_fsdp", "--activation_checkpointing=selective"]}
+    strategies = {
+        "ddp": [],
+        "zero1": ["--use_zero1"],
+        "fsdp": ["--use_fsdp", "--activation_checkpointing=selective"],
+    }
     common = [*TINY_FLAGS, *FLAGS, "--fp8=rowwise", f"--dataset={dataset}"]
-    on_ranks(2, train_emulated, [[*common, *flags, f"--out_dir={tmp_path / name}"] for name, flags in strategies.items()])
+    on_ranks(
+        2,
+        train_emulated,
+        [[*common, *flags, f"--out_dir={tmp_path / name}"] for name, flags in strategies.items()],
+    )
     expected = [e["loss"] for e in read_events(tmp_path / "single", "train")]
     for name in strategies:
-        assert [e["loss"] for e in read_events(tmp_path / name, "train")] == pytest.approx(expected, abs=1e-3), name
+        assert [e["loss"] for e in read_events(tmp_path / name, "train")] == pytest.approx(
+            expected, abs=1e-3
+        ), name

@@ -48,7 +48,9 @@ def test_lr_decay_iters_ends_the_decay_before_the_run():
 
 @pytest.fixture
 def model() -> ConfigurableGPT:
-    return ConfigurableGPT(get_preset_config("gpt2", n_layer=2, n_embd=32, n_head=2, block_size=16, vocab_size=31))
+    return ConfigurableGPT(
+        get_preset_config("gpt2", n_layer=2, n_embd=32, n_head=2, block_size=16, vocab_size=31)
+    )
 
 
 def names_of(model: ConfigurableGPT, params: list) -> set[str]:
@@ -65,9 +67,14 @@ def test_matrices_decay_and_the_rest_does_not(model):
 
 
 def test_muon_has_the_hidden_matrices_and_nothing_else(model):
-    adamw, muon = build_optimizers(model, TrainConfig(optimizer="muon", muon_learning_rate=3e-3), torch.device("cpu"))
+    adamw, muon = build_optimizers(
+        model, TrainConfig(optimizer="muon", muon_learning_rate=3e-3), torch.device("cpu")
+    )
     by_muon = names_of(model, muon.param_groups[0]["params"])
-    assert by_muon == {n for n, p in model.named_parameters() if p.dim() == 2 and n.startswith("blocks.")} and len(by_muon) == 8
+    assert (
+        by_muon == {n for n, p in model.named_parameters() if p.dim() == 2 and n.startswith("blocks.")}
+        and len(by_muon) == 8
+    )
     by_adamw = names_of(model, [p for g in adamw.param_groups for p in g["params"]])
     assert by_adamw | by_muon == {n for n, _ in model.named_parameters()} and not by_adamw & by_muon
     set_learning_rate([adamw, muon], 3e-4)
@@ -77,7 +84,9 @@ def test_muon_has_the_hidden_matrices_and_nothing_else(model):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_loss_falls(model, optimizer):
-    optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer, learning_rate=1e-2), torch.device("cpu"))
+    optimizers = build_optimizers(
+        model, TrainConfig(optimizer=optimizer, learning_rate=1e-2), torch.device("cpu")
+    )
     x = torch.arange(16)[None]
     losses = []
     for _ in range(30):
@@ -113,9 +122,13 @@ def test_wsd_with_a_fraction_of_one_is_linear():
 
 
 def test_an_untied_head_and_qk_norm_are_not_for_muon():
-    shape = dict(n_layer=1, n_embd=32, n_head=2, num_key_value_heads=1, head_dim=8, block_size=16, vocab_size=31)
+    shape = dict(
+        n_layer=1, n_embd=32, n_head=2, num_key_value_heads=1, head_dim=8, block_size=16, vocab_size=31
+    )
     model = ConfigurableGPT(get_preset_config("qwen3", weight_tying=False, **shape))
-    adamw, muon = build_optimizers(model, TrainConfig(optimizer="muon", weight_decay=0.2), torch.device("cpu"))
+    adamw, muon = build_optimizers(
+        model, TrainConfig(optimizer="muon", weight_decay=0.2), torch.device("cpu")
+    )
     decayed, others = (names_of(model, g["params"]) for g in adamw.param_groups)
     assert decayed == {"token_embedding.weight", "lm_head.weight"}
     assert others and all("norm" in name for name in others)
@@ -125,7 +138,9 @@ def test_an_untied_head_and_qk_norm_are_not_for_muon():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_rate_of_zero_moves_nothing_and_decay_shrinks_matrices_only(model, optimizer):
-    optimizers = build_optimizers(model, TrainConfig(optimizer=optimizer, weight_decay=0.5), torch.device("cpu"))
+    optimizers = build_optimizers(
+        model, TrainConfig(optimizer=optimizer, weight_decay=0.5), torch.device("cpu")
+    )
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     for p in model.parameters():
         p.grad = torch.zeros_like(p)

@@ -1,4 +1,5 @@
-"""One truth: single, DDP, ZeRO-1, FSDP and hybrid sharding compute the same, and read each other's checkpoints."""
+"""One truth: single, DDP, ZeRO-1, FSDP and hybrid sharding compute the same, and read each other's
+checkpoints."""
 
 import itertools
 import json
@@ -19,8 +20,8 @@ from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from training import checkpoint
 from training.config import load_config
-from training.dist import World, on_ranks
 from training.parallel import build_strategy
+from training.world import World, on_ranks
 
 pytestmark = pytest.mark.timeout(900)  # of which most are the fixtures
 STRATEGIES = {  # of 1 and 2 processes; of 4, which are slow on two cores, in make test-faults
@@ -57,7 +58,9 @@ VARIANTS = {
 def variants_at(size: int) -> dict[str, list[str]]:
     """Four ranks on two cores are slow: they leave out two variants, and so do two in make test."""
     some = size == 4 or (size == 2 and "SLOW" not in os.environ)
-    return {v: flags for v, flags in VARIANTS.items() if not some or v not in ("gpt2", "selective recomputation")}
+    return {
+        v: flags for v, flags in VARIANTS.items() if not some or v not in ("gpt2", "selective recomputation")
+    }
 
 
 def first_stage(world: World, folder: Path) -> None:
@@ -68,7 +71,9 @@ def first_stage(world: World, folder: Path) -> None:
         for variant, flags in variants_at(world.size).items():
             jobs.append([f"--out_dir={folder}/{world.size}-{name}-{variant}", *flags, *strategy])
         if world.size < 4:
-            jobs.append([f"--out_dir={folder}/{world.size}-{name}-hf", f"--init_from=hf:{folder}/hf", *strategy])
+            jobs.append(
+                [f"--out_dir={folder}/{world.size}-{name}-hf", f"--init_from=hf:{folder}/hf", *strategy]
+            )
         if world.size == 2:
             jobs.append([f"--out_dir={folder}/2-{name}-bf16 gradients", "--reduce_dtype=bfloat16", *strategy])
             for preset in ("gpt2", "qwen3"):
@@ -115,7 +120,9 @@ def test_every_strategy_computes_what_one_process_does(runs, size, name, variant
     assert norms == pytest.approx(their_norms, rel=5e-6)
     if variant == "gpt2":  # a key's bias has no gradient but rounding, which Adam makes as large as any other
         return
-    ours, theirs = (whole_weights(runs / f"{where}-{variant}", 20) for where in (f"{size}-{name}", "1-single"))
+    ours, theirs = (
+        whole_weights(runs / f"{where}-{variant}", 20) for where in (f"{size}-{name}", "1-single")
+    )
     for p in theirs:
         torch.testing.assert_close(ours[p], theirs[p], rtol=1e-6, atol=1e-6)
 
@@ -131,18 +138,28 @@ BIT_EXACT = ("dropout, full recomputation", "muon")
 
 @pytest.fixture(scope="module")
 def continued(runs) -> Path:
-    """Every run of the tied variant, gone on from step 10 under every strategy: SOURCE-to-TARGET. And runs gone on to their end
-    under their own: parts-SIZE-STRATEGY-VARIANT."""
+    """Every run of the tied variant, gone on from step 10 under every strategy: SOURCE-to-TARGET. And runs
+    gone on to their end under their own: parts-SIZE-STRATEGY-VARIANT."""
     folder = runs / "continued"
     for size, names in STRATEGIES.items():
         jobs = []
         for name, (s, source) in itertools.product(names, WORLDS):
             there = start_from_step_10(runs, f"{s}-{source}-tied", folder / f"{s}-{source}-to-{size}-{name}")
-            common = [*SHAPE, f"--dataset={runs}/dataset", f"--out_dir={there}", *VARIANTS["tied"], *names[name]]
+            common = [
+                *SHAPE,
+                f"--dataset={runs}/dataset",
+                f"--out_dir={there}",
+                *VARIANTS["tied"],
+                *names[name],
+            ]
             jobs.append([*common, "--max_iters=12"])
         for name, variant in itertools.product(names, BIT_EXACT):
-            there = start_from_step_10(runs, f"{size}-{name}-{variant}", folder / f"parts-{size}-{name}-{variant}")
-            jobs.append([*SHAPE, f"--dataset={runs}/dataset", f"--out_dir={there}", *VARIANTS[variant], *names[name]])
+            there = start_from_step_10(
+                runs, f"{size}-{name}-{variant}", folder / f"parts-{size}-{name}-{variant}"
+            )
+            jobs.append(
+                [*SHAPE, f"--dataset={runs}/dataset", f"--out_dir={there}", *VARIANTS[variant], *names[name]]
+            )
         on_ranks(size, train_all, jobs)
     return folder
 
@@ -150,7 +167,10 @@ def continued(runs) -> Path:
 @pytest.mark.parametrize("target", WORLDS)
 @pytest.mark.parametrize("source", WORLDS)
 def test_any_checkpoint_goes_on_under_any_strategy(runs, continued, source, target):
-    of_source, here = runs / "{}-{}-tied".format(*source), continued / "{}-{}-to-{}-{}".format(*source, *target)
+    of_source, here = (
+        runs / "{}-{}-tied".format(*source),
+        continued / "{}-{}-to-{}-{}".format(*source, *target),
+    )
     steps = {e["step"]: e["loss"] for e in read_events(of_source, "train")}
     train = read_events(here, "train")
     assert [e["step"] for e in train] == [11, 12] and train[1]["tokens"] == 12 * 2 * 8 * 16
@@ -177,7 +197,8 @@ def test_going_on_at_the_same_size_is_bit_exact(runs, continued, size, name, var
 
 
 def held(world: World, folder: Path) -> None:
-    """Writes what this rank holds in bytes, of weights and of optimizer state, after a step under each strategy."""
+    """Writes what this rank holds in bytes, of weights and of optimizer state, after a step under each
+    strategy."""
     shape = {"n_layer": 2, "n_embd": 64, "n_head": 4, "num_key_value_heads": 2, "head_dim": 16, "d_ff": 192}
     model_config = get_preset_config("qwen3", **shape, block_size=8, vocab_size=512)
     for name, flags in STRATEGIES[world.size].items():
@@ -202,11 +223,14 @@ def held(world: World, folder: Path) -> None:
         for key, tensor in strategy.tensors(model, optimizers).items():
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             bytes_of["state" if "/" in key else "weights"] += local.nbytes
-        (folder / f"{world.size}-{name}-{world.rank}.json").write_text(json.dumps({**bytes_of, "name": strategy.name}))
+        (folder / f"{world.size}-{name}-{world.rank}.json").write_text(
+            json.dumps({**bytes_of, "name": strategy.name})
+        )
 
 
 def test_what_a_rank_holds(runs):
-    """Optimizer state and fp32 weights are an N-th each, to 5 %; in hybrid sharding by the ranks of a group."""
+    """Optimizer state and fp32 weights are an N-th each, to 5 %; in hybrid sharding by the ranks of a
+    group."""
     of = {f.stem: json.loads(f.read_text()) for f in runs.glob("*.json")}
     whole = of["1-single-0"]
     for size, name in WORLDS:
@@ -214,9 +238,13 @@ def test_what_a_rank_holds(runs):
         for rank in range(size):
             for what in ("weights", "state"):
                 assert of[f"{size}-{name}-{rank}"][what] == pytest.approx(whole[what] / parts, rel=0.05)
-    # DDP's gradients stay in its buckets, of 1 and 25 MB: none of a micro-step without exchange lies beside them
+    # DDP's gradients stay in its buckets, of 1 and 25 MB: none of a micro-step without exchange lies beside
+    # them
     assert all(
-        1 <= of[f"{size}-ddp-{rank}"]["gradient storages"] <= 2 for size in STRATEGIES if size > 1 for rank in range(size)
+        1 <= of[f"{size}-ddp-{rank}"]["gradient storages"] <= 2
+        for size in STRATEGIES
+        if size > 1
+        for rank in range(size)
     )
     assert of["2-zero1-0"]["name"] == "zero1" and whole["name"] == "single"
     assert 4 not in STRATEGIES or of["4-hybrid-0"]["name"] == "fsdp 2x2"
@@ -224,7 +252,9 @@ def test_what_a_rank_holds(runs):
 
 @pytest.mark.parametrize("name", STRATEGIES[2])
 def test_gradients_may_travel_in_bf16(runs, name):
-    exact, rounded = (losses_and_norms(runs / f"2-{name}-{variant}") for variant in ("untied", "bf16 gradients"))
+    exact, rounded = (
+        losses_and_norms(runs / f"2-{name}-{variant}") for variant in ("untied", "bf16 gradients")
+    )
     assert rounded[0] == pytest.approx(exact[0], rel=2e-3) and rounded[1] != exact[1]
 
 
@@ -260,9 +290,12 @@ def test_recomputation_saves_memory():
 
 
 def test_recomputed_blocks_are_compiled_too(monkeypatch):
-    """Block by block, as with several processes: one graph for all ten of them, the same gradients, less memory."""
+    """Block by block, as with several processes: one graph for all ten of them, the same gradients, less
+    memory."""
     compile_module = torch.nn.Module.compile
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **k: compile_module(self, backend="aot_eager", **k))
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **k: compile_module(self, backend="aot_eager", **k)
+    )
     x, kept = torch.arange(16)[None], {}
     grads: dict[tuple[str, bool], list[torch.Tensor]] = {}
     for mode, compile in itertools.product(("none", "selective", "full"), (False, True)):

@@ -2,31 +2,34 @@
 
     loss = head_loss(x, weight, targets, "auto")     # x [B, T, C], weight [V, C], targets [B, T] -> mean over valid targets
 
-At 152 k words the fp32 logits of 16 k tokens are 10 GB, and their gradient as much again. The chunked loss takes some
-thousand tokens at a time and computes the gradients in the same pass, while the chunk's logits are there.
-"""
+At 152 k words the fp32 logits of 16 k tokens are 10 GB, and their gradient as much again. The chunked loss
+takes some thousand tokens at a time and computes the gradients in the same pass, while the chunk's logits
+are there."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model_matmul import linear
+from operators.linear import linear
 
 IGNORED_TARGET = -100
 PLAIN_MAX_BYTES = 512 << 20  # auto: fp32 logits up to this size are kept
 CHUNK_BYTES = 512 << 20  # logits of a chunk, in the type of the matmul
-# fp32 logits at a time between the matmuls, where nothing is compiled: what stays in a CPU's cache; on others enough to fill it
+# fp32 logits at a time between the matmuls, where nothing is compiled: what stays in a CPU's cache; on
+# others enough to fill it
 PIECE_BYTES = 8 << 20
 DEVICE_PIECE_BYTES = 128 << 20
 LOSS_BACKENDS = ("auto", "plain", "chunked")
 
 
-def head_loss(x: Tensor, weight: Tensor, targets: Tensor, backend: str = "auto", z_loss: float = 0.0) -> Tensor:
+def head_loss(
+    x: Tensor, weight: Tensor, targets: Tensor, backend: str = "auto", z_loss: float = 0.0
+) -> Tensor:
     """Mean over the valid targets of cross-entropy + z_loss * log(Z)^2, in nats; 0 where no target is valid.
 
-    x [B, T, C], weight [V, C], targets [B, T] with -100 ignored. z_loss (PaLM, Chowdhery et al. 2022: 1e-4) keeps the
-    logits' normaliser near 1. `backend` is one of LOSS_BACKENDS; auto is chunked where the logits would be large.
-    """
+    x [B, T, C], weight [V, C], targets [B, T] with -100 ignored. z_loss (PaLM, Chowdhery et al. 2022: 1e-4)
+    keeps the logits' normaliser near 1. `backend` is one of LOSS_BACKENDS; auto is chunked where the logits
+    would be large."""
     x, targets = x.flatten(0, 1), targets.flatten()  # [N, C], [N]
     if backend == "auto":
         backend = "chunked" if 4 * x.size(0) * weight.size(0) > PLAIN_MAX_BYTES else "plain"
@@ -46,9 +49,10 @@ def head_loss(x: Tensor, weight: Tensor, targets: Tensor, backend: str = "auto",
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Sum of the losses of x [N, C] against targets [N] through weight [V, C], `chunk` tokens at a time. The gradients of the
-    sum are computed on the way forward and scaled on the way back, in place: a graph that is kept cannot be used twice, which
-    autograd notices. That of the weight is accumulated in fp32 where there are several chunks."""
+    """Sum of the losses of x [N, C] against targets [N] through weight [V, C], `chunk` tokens at a time.
+    The gradients of the sum are computed on the way forward and scaled on the way back, in place: a graph
+    that is kept cannot be used twice, which autograd notices. That of the weight is accumulated in fp32
+    where there are several chunks."""
 
     @staticmethod
     def forward(
@@ -68,11 +72,15 @@ class ChunkedLoss(torch.autograd.Function):
             grad_weight = None
             for start in range(0, x.size(0), chunk):
                 rows = slice(start, start + chunk)
-                loss, grad_x_chunk, part = chunk_loss(x[rows].to(dtype), head, targets[rows], z_loss, needs_grad)
+                loss, grad_x_chunk, part = chunk_loss(
+                    x[rows].to(dtype), head, targets[rows], z_loss, needs_grad
+                )
                 total = total + loss
                 if needs_grad:
                     grad_x[rows] = grad_x_chunk
-                    grad_weight = part if x.size(0) <= chunk else part.float() if start == 0 else grad_weight.add_(part)
+                    grad_weight = (
+                        part if x.size(0) <= chunk else part.float() if start == 0 else grad_weight.add_(part)
+                    )
         if needs_grad:
             ctx.save_for_backward(grad_x, grad_weight)
             ctx.weight_dtype = weight.dtype
@@ -88,12 +96,16 @@ class ChunkedLoss(torch.autograd.Function):
 def chunk_loss(
     x: Tensor, head: Tensor, targets: Tensor, z_loss: float, needs_grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """x [n, C], head [V, C] in the type of the matmuls, targets [n] -> the sum of the losses and its gradients of x and head.
-    Its logits, the only such tensor at a time, are gone when it returns."""
+    """x [n, C], head [V, C] in the type of the matmuls, targets [n] -> the sum of the losses and its
+    gradients of x and head. Its logits, the only such tensor at a time, are gone when it returns."""
     logits = linear(x, head)  # [n, V]
     valid = (targets != IGNORED_TARGET).float().unsqueeze(1)
-    target = targets.masked_fill(targets == IGNORED_TARGET, 0).unsqueeze(1)  # any other id that is none stays an error
-    if torch.compiler.is_compiling():  # fused into one pass over the logits for the sums and one for the gradient
+    target = targets.masked_fill(targets == IGNORED_TARGET, 0).unsqueeze(
+        1
+    )  # any other id that is none stays an error
+    if (
+        torch.compiler.is_compiling()
+    ):  # fused into one pass over the logits for the sums and one for the gradient
         total, grad = loss_and_gradient(logits.float(), target, valid, z_loss)
         grad = grad.to(logits.dtype)
     else:  # the gradient takes the place of the logits; between them fp32 for as many rows as stay in cache
@@ -113,9 +125,10 @@ def chunk_loss(
 def loss_and_gradient(
     logits: Tensor, target: Tensor, valid: Tensor, z_loss: float, inplace: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """logits [N, V] in fp32, target and valid (0.0 or 1.0) [N, 1] -> the sum of the losses, and its gradient [N, V], which is
-    softmax * (1 + 2 z_loss log Z) - onehot in valid rows. `inplace` overwrites the logits with it and takes one exponential;
-    the compiler would keep that one in fp32 between its passes, so without it there are two."""
+    """logits [N, V] in fp32, target and valid (0.0 or 1.0) [N, 1] -> the sum of the losses, and its
+    gradient [N, V], which is softmax * (1 + 2 z_loss log Z) - onehot in valid rows. `inplace` overwrites
+    the logits with it and takes one exponential; the compiler would keep that one in fp32 between its
+    passes, so without it there are two."""
     right = logits.gather(1, target)
     if inplace:
         highest = logits.amax(-1, keepdim=True)

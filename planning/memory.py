@@ -1,15 +1,16 @@
-"""What a training step keeps in memory, from the step itself: train.py's own parts on tensors that have shapes and no data.
+"""What a training step keeps in memory, from the step itself: train.py's own parts on tensors that have
+shapes and no data.
 
     need = step_memory(model_config, train_config, world_size=8)      # StepMemory: bytes on one GPU, by kind
     memory = BatchMemory(model_config, train_config, world_size=8)    # the same for any batch, traced once
     largest_batch(lambda b: memory(b).total, limit, most=64, starts=memory.starts)
 
-torch's FakeTensorMode computes shapes only, a process group of the kind "fake" stands for the other ranks, and LiveBytes adds
-up the storages that are alive. So the strategies, checkpointing, the loss and every architectural choice are those of training/
-and model_builder.py, and there is no formula that could fall behind them. It is eager execution: a compiled model fuses
-elementwise work and keeps less. Not in it: what the allocator loses between blocks, the device's own context, the two
-batches that wait, and evaluation, which needs less than a step.
-"""
+torch's FakeTensorMode computes shapes only, a process group of the kind "fake" stands for the other ranks,
+and LiveBytes adds up the storages that are alive. So the strategies, checkpointing, the loss and every
+architectural choice are those of training/ and model_builder.py, and there is no formula that could fall
+behind them. It is eager execution: a compiled model fuses elementwise work and keeps less. Not in it: what
+the allocator loses between blocks, the device's own context, the two batches that wait, and evaluation,
+which needs less than a step."""
 
 import contextlib
 import weakref
@@ -28,12 +29,12 @@ from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import model_loss
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
+from operators import loss
 from training.config import TrainConfig
-from training.dist import World
 from training.parallel import Strategy, build_strategy
+from training.world import World
 
 
 @dataclass(frozen=True)
@@ -45,20 +46,23 @@ class StepMemory:
     gradients: int  # of earlier micro-steps, and DDP's buckets
     optimizer: int
     activations: int  # what the forward pass leaves, with autocast's copies of weights
-    workspace: int  # all else at the peak: logits and their gradient, temporaries, gradients that were just made
+    workspace: (
+        int  # all else at the peak: logits and their gradient, temporaries, gradients that were just made
+    )
 
     @property
     def total(self) -> int:
         return sum(vars(self).values())
 
 
-# No size is a multiple of this prime but those of tensors that grow with the batch. There are no data: it costs nothing
+# No size is a multiple of this prime but those of tensors that grow with the batch. There are no data: it
+# costs nothing
 TRACED_BATCH = 1_000_003
 
 
 class LiveBytes(TorchDispatchMode):
-    """`now`: bytes of all storages made under this mode and not yet freed, as [fixed, for each sequence of the batch];
-    `points`: what it was after each change. With batch_size None all bytes are fixed."""
+    """`now`: bytes of all storages made under this mode and not yet freed, as [fixed, for each sequence of
+    the batch]; `points`: what it was after each change. With batch_size None all bytes are fixed."""
 
     def __init__(self, batch_size: int | None) -> None:
         super().__init__()
@@ -67,7 +71,9 @@ class LiveBytes(TorchDispatchMode):
         self.points = [self.now]
         self._storages: dict[int, tuple[weakref.ref, int]] = {}
 
-    def __torch_dispatch__(self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
             return args[0].fake_device  # half of all calls; FakeTensorMode would take its longest way
         if DTensor in types:
@@ -81,7 +87,10 @@ class LiveBytes(TorchDispatchMode):
     def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
         if key not in self._storages:
-            self._storages[key] = weakref.ref(storage, lambda _: self._count(-self._storages.pop(key)[1])), storage.nbytes()
+            self._storages[key] = (
+                weakref.ref(storage, lambda _: self._count(-self._storages.pop(key)[1])),
+                storage.nbytes(),
+            )
             self._count(storage.nbytes())
 
     def _count(self, change: int) -> None:
@@ -109,7 +118,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 def fused_rms_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor, eps: float) -> Tensor:
-    """CUDA's RMSNorm is one kernel. On the CPU, where tensors without data lie, it is composed and keeps more."""
+    """CUDA's RMSNorm is one kernel. On the CPU, where tensors without data lie, it is composed and keeps
+    more."""
     return torch.ops.aten._fused_rms_norm(x, shape, weight, eps)[0]
 
 
@@ -124,29 +134,40 @@ class PretendedDDP(Strategy):
 
 
 def step_memory(
-    c: ModelArchitectureConfig, train: TrainConfig, world_size: int = 1, device: Literal["cuda", "cpu"] = "cuda"
+    c: ModelArchitectureConfig,
+    train: TrainConfig,
+    world_size: int = 1,
+    device: Literal["cuda", "cpu"] = "cuda",
 ) -> StepMemory:
-    """Of one rank of world_size. `dtype='auto'` is bfloat16. Raises ValueError as build_strategy does."""
+    """Of one rank of world_size. `dtype='auto'` is bfloat16. Raises InputError as build_strategy does."""
     accumulates = train.gradient_accumulation_steps > world_size
     return BatchMemory(c, train, world_size, device)(train.batch_size, accumulates)
 
 
 class BatchMemory:
-    """step_memory of any batch size, from few traces. Every part of it, at every point of the step, is linear in the batch, as
-    long as the loss goes by the same way; and in every phase of the step linear in the number of layers, sharded from the three
-    on that FSDP's prefetching spans: one trace of each of two shallow models says it all."""
+    """step_memory of any batch size, from few traces. Every part of it, at every point of the step, is
+    linear in the batch, as long as the loss goes by the same way; and in every phase of the step linear in
+    the number of layers, sharded from the three on that FSDP's prefetching spans: one trace of each of two
+    shallow models says it all."""
 
     def __init__(
-        self, c: ModelArchitectureConfig, train: TrainConfig, world_size: int = 1, device: Literal["cuda", "cpu"] = "cuda"
+        self,
+        c: ModelArchitectureConfig,
+        train: TrainConfig,
+        world_size: int = 1,
+        device: Literal["cuda", "cpu"] = "cuda",
     ) -> None:
         if device == "cuda" and c.attention_backend != "manual":
-            c = replace(c, attention_backend="sdpa")  # all the flash kernels keep q, k, v, the result and its log-sum-exp
+            c = replace(
+                c, attention_backend="sdpa"
+            )  # all the flash kernels keep q, k, v, the result and its log-sum-exp
         self.c, self.train, self.world_size, self.device = c, train, world_size, device
         self.starts = (1, *starts_of_chunks(c, train))  # for largest_batch
         self._traces: dict[tuple[str | int, bool], list[StepTrace]] = {}
 
     def __call__(self, batch_size: int, accumulates: bool = True) -> StepMemory:
-        """`accumulates`: whether a step has more than one micro-step, so that gradients are there before the last."""
+        """`accumulates`: whether a step has more than one micro-step, so that gradients are there before
+        the last."""
         kind, depth = kind_of_batch(self.c, self.train, batch_size), self.c.n_layer
         shallow = 3 if self.train.use_fsdp or self.train.use_zero1 else 2
         if (kind, accumulates) not in self._traces:
@@ -159,13 +180,17 @@ class BatchMemory:
             ]
         parts, peaks = zip(*(trace.at(batch_size) for trace in self._traces[kind, accumulates]), strict=True)
         if depth > shallow + 1:
-            parts, peaks = ([{key: a[key] + (depth - shallow) * (b[key] - a[key]) for key in a}] for a, b in (parts, peaks))
+            parts, peaks = (
+                [{key: a[key] + (depth - shallow) * (b[key] - a[key]) for key in a}]
+                for a, b in (parts, peaks)
+            )
         return StepMemory(**parts[0], workspace=max(peaks[0].values()) - sum(parts[0].values()))
 
 
 def kind_of_batch(c: ModelArchitectureConfig, train: TrainConfig, batch_size: int) -> str | int:
-    """The loss backend of which all batches lie on one line; or the batch size itself, which has to be traced: where the loss
-    takes less than three chunks, and the one sequence that manual attention does not have to copy."""
+    """The loss backend of which all batches lie on one line; or the batch size itself, which has to be
+    traced: where the loss takes less than three chunks, and the one sequence that manual attention does not
+    have to copy."""
     chunked_from, many_from = starts_of_chunks(c, train)
     if chunked_from <= batch_size < many_from or (batch_size == 1 and c.attention_backend != "sdpa"):
         return batch_size
@@ -175,8 +200,8 @@ def kind_of_batch(c: ModelArchitectureConfig, train: TrainConfig, batch_size: in
 def starts_of_chunks(c: ModelArchitectureConfig, train: TrainConfig) -> tuple[int, int]:
     """The batch sizes from which on the loss goes by chunks, and by at least three of them."""
     logits = c.block_size * c.vocab_size  # of a sequence
-    plain_most = {"plain": 2**62, "chunked": 0, "auto": model_loss.PLAIN_MAX_BYTES // (4 * logits)}[c.loss_backend]
-    three_chunks = -(-3 * model_loss.CHUNK_BYTES // (matmul_dtype(train).itemsize * logits))
+    plain_most = {"plain": 2**62, "chunked": 0, "auto": loss.PLAIN_MAX_BYTES // (4 * logits)}[c.loss_backend]
+    three_chunks = -(-3 * loss.CHUNK_BYTES // (matmul_dtype(train).itemsize * logits))
     return plain_most + 1, max(plain_most + 1, three_chunks)
 
 
@@ -186,9 +211,9 @@ def matmul_dtype(train: TrainConfig) -> torch.dtype:
 
 @dataclass(frozen=True)
 class StepTrace:
-    """Bytes as [fixed, for each sequence]: all of StepMemory but the workspace [2], and for each phase of the last micro-step
-    all points that it passes [points, 2]. The phases: up to the gradient of the last block's output, up to that of the first
-    block's, up to the end, and the update."""
+    """Bytes as [fixed, for each sequence]: all of StepMemory but the workspace [2], and for each phase of
+    the last micro-step all points that it passes [points, 2]. The phases: up to the gradient of the last
+    block's output, up to that of the first block's, up to the end, and the update."""
 
     parts: dict[str, np.ndarray]
     points: dict[str, np.ndarray]
@@ -213,9 +238,13 @@ def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: i
     with pretended_world(world_size) as world, contextlib.ExitStack() as modes:
         if device == "cuda":
             modes.enter_context(patch("torch.nn.functional.rms_norm", fused_rms_norm))
-            modes.enter_context(patch("model_loss.PIECE_BYTES", model_loss.DEVICE_PIECE_BYTES))
-        if every_batch:  # a million sequences have many chunks; from the third on they find the same beside them
-            modes.enter_context(patch("model_loss.range", lambda start, _, chunk: (start, chunk, 2 * chunk), create=True))
+            modes.enter_context(patch("loss.PIECE_BYTES", loss.DEVICE_PIECE_BYTES))
+        if (
+            every_batch
+        ):  # a million sequences have many chunks; from the third on they find the same beside them
+            modes.enter_context(
+                patch("loss.range", lambda start, _, chunk: (start, chunk, 2 * chunk), create=True)
+            )
         sharded = world.size > 1 and (train.use_zero1 or train.use_fsdp)
         build = PretendedDDP if world.size > 1 and not sharded else build_strategy
         strategy = build(train, world, torch.device("cpu"), dtype)
@@ -227,12 +256,16 @@ def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: i
         parts["weights"] = live.now - (buckets, 0)
 
         def gathered() -> np.ndarray:
-            storages = {s._cdata: s.nbytes() for p in model.parameters() if (s := storage_of(p))._cdata not in own}
+            storages = {
+                s._cdata: s.nbytes() for p in model.parameters() if (s := storage_of(p))._cdata not in own
+            }
             return np.array((sum(storages.values()), 0))
 
         def loss_begins(*_: object) -> None:
             parts["gathered"] = gathered()
-            parts["activations"] = live.now - sum(parts[part] for part in ("weights", "gathered", "gradients"))
+            parts["activations"] = live.now - sum(
+                parts[part] for part in ("weights", "gathered", "gradients")
+            )
 
         model.final_norm.register_forward_hook(loss_begins)
         for block, phase in ((model.blocks[-1], "head"), (model.blocks[0], "blocks")):
@@ -268,7 +301,9 @@ def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: i
             optimizer.step()
         end_of("update")
     points = {phase: np.unique(np.array(p), axis=0) for phase, p in points.items()}
-    return StepTrace(parts, {phase: p + parts["optimizer"] * (phase != "update") for phase, p in points.items()})
+    return StepTrace(
+        parts, {phase: p + parts["optimizer"] * (phase != "update") for phase, p in points.items()}
+    )
 
 
 def storage_of(p: Tensor) -> torch.UntypedStorage:
@@ -279,7 +314,9 @@ def storage_of(p: Tensor) -> torch.UntypedStorage:
 def pretended_world(size: int) -> Iterator[World]:
     """Rank 0 of a process group in which every collective returns at once."""
     if size > 1:
-        torch.distributed.init_process_group("fake", store=torch.distributed.HashStore(), rank=0, world_size=size)
+        torch.distributed.init_process_group(
+            "fake", store=torch.distributed.HashStore(), rank=0, world_size=size
+        )
     try:
         yield World(size=size)
     finally:
@@ -288,8 +325,9 @@ def pretended_world(size: int) -> Iterator[World]:
 
 
 def largest_batch(need: Callable[[int], int], limit: int, most: int, starts: Sequence[int] = (1,)) -> int:
-    """The largest batch, up to `most`, whose need(batch) stays within the limit; 0 where not even one does. The need grows from
-    each of `starts` to the next, where it may step down; the last ones are asked for first."""
+    """The largest batch, up to `most`, whose need(batch) stays within the limit; 0 where not even one does.
+    The need grows from each of `starts` to the next, where it may step down; the last ones are asked for
+    first."""
     for start in sorted(starts, reverse=True):
         if start <= most and need(start) <= limit:
             return bisect_right(range(start, most + 1), limit, key=need) + start - 1
@@ -298,7 +336,8 @@ def largest_batch(need: Callable[[int], int], limit: int, most: int, starts: Seq
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
-    """Elements of each part of a ConfigurableGPT, which may be on the meta device; tied weights count once, as embedding."""
+    """Elements of each part of a ConfigurableGPT, which may be on the meta device; tied weights count once,
+    as embedding."""
     parts = dict.fromkeys(("token embedding", "position embedding", "attention", "ffn", "norms", "head"), 0)
     for name, p in model.named_parameters():
         part = (

@@ -1,4 +1,5 @@
-"""What a run measures of itself: the matmul rate that the device reaches, and where the time of a step goes."""
+"""What a run measures of itself: the matmul rate that the device reaches, and where the time of a step
+goes."""
 
 import re
 import time
@@ -9,7 +10,9 @@ from typing import Any
 import torch
 import torch._dynamo.utils
 
-from training import dist, flops
+from base.errors import InputError
+from hardware.device import device_name
+from hardware.gpus import peak_flops_per_s
 
 CATEGORIES: tuple[tuple[str, str], ...] = (  # the first pattern that an operator's or a kernel's name holds
     ("attention", r"flex_attention|flash|fmha"),
@@ -22,12 +25,18 @@ CATEGORIES: tuple[tuple[str, str], ...] = (  # the first pattern that an operato
     ("norm", r"norm|rsqrt|::pow|::mean"),
     ("copies and casts", r"copy|memcpy|memset|::cat|contiguous|::clone|embedding|index"),
     ("fills", r"fill|zero|::(full|ones)"),
-    ("elementwise", r"::(mul|add|sub|div|neg|silu|gelu|relu|exp|log|sigmoid|tanh|where|masked|sum|amax|max|dropout|bernoulli)"),
+    (
+        "elementwise",
+        r"::(mul|add|sub|div|neg|silu|gelu|relu|exp|log|sigmoid|tanh|where|masked|sum|amax|max|dropout|bernoulli)",
+    ),
     (
         "elementwise",
         r"elementwise|reduce_kernel|vectorized|sqrt|reciprocal|clamp|abs|lerp|isfinite|bitwise|::(eq|ne|lt|le|gt|ge)$",
     ),
-    ("framework", r"autograd|Torch|Backward|Compiled|AOT|bytecode|detach|^Optimizer|aten::(to|view|t|transpose|item)$"),
+    (
+        "framework",
+        r"autograd|Torch|Backward|Compiled|AOT|bytecode|detach|^Optimizer|aten::(to|view|t|transpose|item)$",
+    ),
     (
         "framework",
         r"as_strided|empty|reshape|expand|permute|slice|select|split|unbind|squeeze|narrow|alias|flatten|result_type|_local",
@@ -41,8 +50,9 @@ def category(name: str) -> str:
 
 
 class StepProfile:
-    """Records `steps` training steps of this process after WARMUP others, then writes trace.json (chrome://tracing), table.txt
-    and on CUDA memory_snapshot (pytorch.org/memory_viz) to `folder`. Steps are as long as without it, but for some per cent."""
+    """Records `steps` training steps of this process after WARMUP others, then writes trace.json
+    (chrome://tracing), table.txt and on CUDA memory_snapshot (pytorch.org/memory_viz) to `folder`. Steps
+    are as long as without it, but for some per cent."""
 
     WARMUP = 3  # compilation, autotuning, the allocator's first blocks
 
@@ -99,8 +109,8 @@ class StepProfile:
 
 
 def time_table(times_ms: dict[str, float], wall_ms: float, steps: int) -> str:
-    """Milliseconds a step by category, and under each the operators above 2 % of the step; what is in no operator (Python,
-    waiting, data) is the last line."""
+    """Milliseconds a step by category, and under each the operators above 2 % of the step; what is in no
+    operator (Python, waiting, data) is the last line."""
     kinds: dict[str, dict[str, float]] = defaultdict(dict)
     for name, ms in times_ms.items():
         kinds[category(name)][name] = ms
@@ -117,32 +127,37 @@ def time_table(times_ms: dict[str, float], wall_ms: float, steps: int) -> str:
 
 
 def check_profile(steps: int, steps_left: int) -> None:
-    """Raises ValueError where a run of so many steps cannot give such a profile."""
+    """Raises InputError where a run of so many steps cannot give such a profile."""
     if steps and steps_left < StepProfile.WARMUP + steps:
         needed = StepProfile.WARMUP + steps
-        raise ValueError(f"profile={steps} needs {needed} steps, this run makes {max(0, steps_left)}: raise max_iters")
+        raise InputError(
+            f"profile={steps} needs {needed} steps, this run makes {max(0, steps_left)}: raise max_iters"
+        )
 
 
 def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What a run log says about the device: FLOP/s are those of the data sheet, None for an unknown GPU, and measured."""
-    name = dist.device_name(device)
+    """What a run log says about the device: FLOP/s are those of the data sheet, None for an unknown GPU,
+    and measured."""
+    name = device_name(device)
     return {
         "device": device.type,
         "device_name": name,
         "dtype": str(dtype).removeprefix("torch."),
-        "peak_flops_per_s": flops.peak_flops_per_s(name),
+        "peak_flops_per_s": peak_flops_per_s(name),
         "matmul_flops_per_s": matmul_flops_per_s(device, dtype),
     }
 
 
 def compiled_graphs() -> int:
-    """Graphs that torch.compile has made in this process. A number that grows in mid-run is a recompilation."""
+    """Graphs that torch.compile has made in this process. A number that grows in mid-run is a
+    recompilation."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
 
 
 def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, budget_s: float = 0.05) -> float:
-    """Of the fastest of some square products of random numbers, in a size that the device needs: what a training step could
-    reach at most. (Zeros would be faster: a GPU's clock depends on the bits.) Draws from a generator of its own."""
+    """Of the fastest of some square products of random numbers, in a size that the device needs: what a
+    training step could reach at most. (Zeros would be faster: a GPU's clock depends on the bits.) Draws
+    from a generator of its own."""
     n = 8192 if device.type == "cuda" else 256 if dtype == torch.float16 else 1024  # CPUs crawl in fp16
     generator = torch.Generator(device).manual_seed(0)
     a, b = (torch.randn(n, n, generator=generator, device=device).to(dtype) for _ in range(2))

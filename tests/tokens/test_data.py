@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.data import (
+from tokens.data import (
     BatchLoader,
     Mixture,
     dataset_folder,
@@ -102,7 +102,12 @@ def test_evaluation_windows_depend_on_the_sizes_alone():
     assert len(set(whole)) == 24
     assert sorted(starts(rank=0, world_size=4) + starts(rank=1, world_size=4) + starts(rank=2, world_size=4)
                   + starts(rank=3, world_size=4)) == sorted(whole)  # fmt: skip
-    assert [n_batches.count({"rank": r, "world_size": 4}) for r in range(4)] == [2, 2, 2, 2]  # every rank in every collective
+    assert [n_batches.count({"rank": r, "world_size": 4}) for r in range(4)] == [
+        2,
+        2,
+        2,
+        2,
+    ]  # every rank in every collective
 
 
 def test_evaluation_of_a_short_split_takes_each_window_once():
@@ -144,9 +149,14 @@ def test_a_missing_dataset_says_what_to_do(tmp_path):
 
 
 def test_the_order_is_the_same_in_every_version():
-    """A checkpoint of yesterday goes on in the order that it began; a change here breaks each run that is under way."""
+    """A checkpoint of yesterday goes on in the order that it began; a change here breaks each run that is
+    under way."""
     assert permute(np.arange(10), 10, key=0).tolist() == [3, 6, 0, 4, 2, 9, 7, 1, 8, 5]
-    assert permute(np.array([0, 1, 2]), 10**12, key=1337 * 2**32 + 5).tolist() == [358443050640, 949565012830, 892796174546]
+    assert permute(np.array([0, 1, 2]), 10**12, key=1337 * 2**32 + 5).tolist() == [
+        358443050640,
+        949565012830,
+        892796174546,
+    ]
     assert dropout_seed(1337, 10, 3) == 8563492622765714348
 
 
@@ -170,7 +180,9 @@ def test_prefetch_equals_micro_batch_in_every_rank(start):
         stream = loader.prefetched(start, torch.device("cpu"))
         for step in range(start, start + 3):
             for m in loader.own_micro_steps:
-                assert all(torch.equal(a, b) for a, b in zip(next(stream), loader.micro_batch(step, m), strict=True))
+                assert all(
+                    torch.equal(a, b) for a, b in zip(next(stream), loader.micro_batch(step, m), strict=True)
+                )
         stream.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("data")]
 
@@ -199,7 +211,9 @@ class Source(Ramp):
 
     eot_id = 0
 
-    def __init__(self, n_tokens: int, base: int, sha256: str = "a", bytes_per_token: float | None = 3.0) -> None:
+    def __init__(
+        self, n_tokens: int, base: int, sha256: str = "a", bytes_per_token: float | None = 3.0
+    ) -> None:
         super().__init__(n_tokens)
         self.base, self.fingerprint, self.bytes_per_token = base, f"f{base}", bytes_per_token
         self.tokenizer = {"name": f"tokenizer {sha256}", "length": 9, "sha256": sha256}
@@ -211,7 +225,9 @@ class Source(Ramp):
 BASE = 10**6
 
 
-def mixture(weights: str = "a:0.7,b:0.2,c:0.1", windows: tuple[int, ...] = (5000, 300, 2000), T: int = 4) -> Mixture:
+def mixture(
+    weights: str = "a:0.7,b:0.2,c:0.1", windows: tuple[int, ...] = (5000, 300, 2000), T: int = 4
+) -> Mixture:
     parsed, _ = parse_mixture(weights, Path("no such root"))
     streams = [Source(n * T + 1, i * BASE) for i, n in enumerate(windows[: len(parsed)])]
     return Mixture(streams, list(parsed.values()), list(parsed))
@@ -225,8 +241,13 @@ def test_a_mixture_is_parsed_exactly(tmp_path):
     assert note == "the weights of dataset sum to 3; normalised: a 0.333333, b 0.666667"
     assert parse_mixture("/x:y/a:5e-1,b:.5", tmp_path)[0] == {"/x:y/a": Fraction(1, 2), "b": Fraction(1, 2)}
     (tmp_path / "odd:0.5,name").mkdir()
-    assert parse_mixture("odd:0.5,name", tmp_path) == ({"odd:0.5,name": 1}, None)  # what is a folder is that folder
-    assert parse_mixture(str(tmp_path / "odd:0.5,name"), Path("elsewhere"))[0] == {str(tmp_path / "odd:0.5,name"): 1}
+    assert parse_mixture("odd:0.5,name", tmp_path) == (
+        {"odd:0.5,name": 1},
+        None,
+    )  # what is a folder is that folder
+    assert parse_mixture(str(tmp_path / "odd:0.5,name"), Path("elsewhere"))[0] == {
+        str(tmp_path / "odd:0.5,name"): 1
+    }
 
 
 @pytest.mark.parametrize("dataset, said", [
@@ -267,7 +288,9 @@ def test_a_mixture_is_one_order_at_any_world_size_and_each_source_keeps_its_epoc
     T, B, accumulation = 4, 5, 4
     mixed = mixture(windows=(5000, 300, 2000))
     assert mixed.block == 4100
-    loaders = {w: [BatchLoader(mixed, T, B, accumulation, 3, rank, w) for rank in range(w)] for w in (1, 2, 4)}
+    loaders = {
+        w: [BatchLoader(mixed, T, B, accumulation, 3, rank, w) for rank in range(w)] for w in (1, 2, 4)
+    }
     some = {w: windows_of(loaders[w], range(100, 120)) for w in loaders}
     assert some[1] == some[2] == some[4]
     seen = np.array([w for step in windows_of(loaders[1], range(3 * 4100 // 20)) for w in step])
@@ -279,7 +302,9 @@ def test_a_mixture_is_one_order_at_any_world_size_and_each_source_keeps_its_epoc
     counts = np.bincount(window[source == 1], minlength=300)
     assert full == 8 and set(counts) <= {full, full + 1} and (counts == full + 1).sum() == part
     assert set(np.bincount(window[source == 2], minlength=2000)) == {0, 1}
-    assert loaders[1][0].epochs(205) == pytest.approx([4100 * 0.7 / 5000, 4100 * 0.2 / 300, 4100 * 0.1 / 2000])
+    assert loaders[1][0].epochs(205) == pytest.approx(
+        [4100 * 0.7 / 5000, 4100 * 0.2 / 300, 4100 * 0.1 / 2000]
+    )
 
 
 def test_two_sources_of_one_size_are_permuted_apart():
@@ -306,8 +331,12 @@ def test_a_mixture_of_one_is_the_dataset_itself():
 
 
 def test_the_fingerprint_of_a_mixture_has_sources_weights_and_their_order():
-    assert len({mixture(w).fingerprint for w in ("a:0.7,b:0.3", "a:0.3,b:0.7", "a:0.7,b:0.2,c:0.1", "a:1")}) == 4
-    assert mixture("a:0.7,b:0.3").fingerprint == mixture("x:7,y:3").fingerprint  # names and places are no part of it
+    assert (
+        len({mixture(w).fingerprint for w in ("a:0.7,b:0.3", "a:0.3,b:0.7", "a:0.7,b:0.2,c:0.1", "a:1")}) == 4
+    )
+    assert (
+        mixture("a:0.7,b:0.3").fingerprint == mixture("x:7,y:3").fingerprint
+    )  # names and places are no part of it
     a, b = Source(99, 0), Source(99, 1)
     one, other = (Mixture(order, [Fraction(1, 2)] * 2, ["a", "b"]).fingerprint for order in ([a, b], [b, a]))
     assert one != other
@@ -338,7 +367,11 @@ def test_evaluation_of_a_mixture_keeps_its_proportions():
 
     assert counts(mixture(), 5, 20) == [70, 20, 10]
     assert counts(mixture(), 1, 7) == [5, 1, 1]
-    assert counts(mixture(windows=(5000, 30, 2000)), 50, 20) == [105, 30, 15]  # b has 30 windows, so all parts shrink
+    assert counts(mixture(windows=(5000, 30, 2000)), 50, 20) == [
+        105,
+        30,
+        15,
+    ]  # b has 30 windows, so all parts shrink
     mixed = mixture("a:0.75,b:0.25")
     assert [int(w) for x, _ in evaluation_batches(mixed, 4, 4, 8, 1, 2) for w in x[:, 0]] == [
         int(w) for i, (x, _) in enumerate(evaluation_batches(mixed, 4, 4, 8)) if i % 2 for w in x[:, 0]
@@ -369,7 +402,10 @@ def test_document_starts_travel_with_the_batch():
         for column in range(16):
             assert begin[column] == expected
             expected = column + 1 if row[column] == 0 else expected
-    assert all(torch.equal(a, b) for a, b in zip(next(loader.prefetched(0, torch.device("cpu"))), (x, y, starts), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(next(loader.prefetched(0, torch.device("cpu"))), (x, y, starts), strict=True)
+    )
     (*_, evaluated), *_ = evaluation_batches(Sentences(1000), 16, 4, 2, eot_id=0)
     assert evaluated.shape == (4, 16) and evaluated.max() > 0
 

@@ -10,8 +10,9 @@ import torch
 from conftest import read_events
 
 import compare_architectures
-from training import metrics
-from training.dist import World
+from reporting.backends import Backends
+from reporting.meters import EnergyMeter
+from training.world import World
 
 
 class Fake:
@@ -44,13 +45,15 @@ class Fake:
 def test_a_backend_never_stops_a_run(run, tmp_path, monkeypatch, fails, name):
     fake = Fake(fails)
     monkeypatch.setitem(sys.modules, name, fake)
-    monkeypatch.setattr(metrics.Backends.close, "__defaults__", (0.5,))
+    monkeypatch.setattr(Backends.close, "__defaults__", (0.5,))
     assert run("a", f"--{name}_log") == 0
     assert read_events(tmp_path / "a")[-1]["reason"] == "done"
     if fails == "nothing":
         at_end = [item for step, item in fake.logged if step == 6]
         assert ["train/loss" in item for item in at_end] == [True, False] and "eval/val_loss" in at_end[1]
-        assert fake.settings[0]["project"] == "nanofoundry" and str(tmp_path / "a") in fake.settings[0]["name"]
+        assert (
+            fake.settings[0]["project"] == "nanofoundry" and str(tmp_path / "a") in fake.settings[0]["name"]
+        )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +74,10 @@ def test_tensorboard(run, tmp_path):
     reader = EventAccumulator(str(tmp_path / "a" / "tensorboard"))
     reader.Reload()
     found = {(e.step, round(e.value, 4)) for e in reader.Scalars("train/loss")}
-    assert found == {(e["step"], round(e["loss"], 4)) for e in read_events(tmp_path / "a", "train")} and len(found) == 6
+    assert (
+        found == {(e["step"], round(e["loss"], 4)) for e in read_events(tmp_path / "a", "train")}
+        and len(found) == 6
+    )
     assert "eval/val_loss" in reader.Tags()["scalars"] and "train/mfu" not in reader.Tags()["scalars"]
 
 
@@ -81,16 +87,17 @@ def test_only_the_first_rank_logs(monkeypatch):
     fake = Fake("nothing")
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for rank in (1, 0):
-        backends = metrics.Backends(TrainConfig(wandb_log=True), {}, "id", rank)
+        backends = Backends(TrainConfig(wandb_log=True), {}, "id", rank)
         backends.write("train", 1, loss=2.0, mfu=None)
         backends.close()
         assert [item for _, item in fake.logged] == ([] if rank else [{"step": 1, "train/loss": 2.0}])
 
 
 def test_energy_adds_up_over_sessions(run, tmp_path, monkeypatch, capsys):
-    """A device that reports 10 J more at every reading; the second session begins at its counter's own number."""
+    """A device that reports 10 J more at every reading; the second session begins at its counter's own
+    number."""
     counts = iter(range(5000, 10**6, 10))
-    monkeypatch.setattr(metrics, "energy_counter", lambda device: lambda: float(next(counts)))
+    monkeypatch.setattr("reporting.meters.energy_counter", lambda device: lambda: float(next(counts)))
     assert run("a", "--max_iters=3") == 0
     assert run("a") == 0
     logged = [e["energy_j"] for e in read_events(tmp_path / "a", "train")]
@@ -132,6 +139,8 @@ class NVML(types.ModuleType):
 @pytest.mark.parametrize("fails, expected", [("", 2.5), ("init", None), ("reading", None), ("import", None)])
 def test_nvidia_gpus_report_energy(monkeypatch, fails, expected):
     monkeypatch.setitem(sys.modules, "pynvml", None if fails == "import" else NVML(fails))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="1234"))
-    meter = metrics.EnergyMeter(torch.device("cuda", 0), World())
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: types.SimpleNamespace(uuid="1234")
+    )
+    meter = EnergyMeter(torch.device("cuda", 0), World())
     assert meter() == expected

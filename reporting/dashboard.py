@@ -1,4 +1,5 @@
-"""--dashboard: the run on one screen: loss curve, speed, memory, time to go, what happened last. Needs rich."""
+"""--dashboard: the run on one screen: loss curve, speed, memory, time to go, what happened last. Needs
+rich."""
 
 import sys
 import time
@@ -7,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from training.metrics import Progress, format_s
+from base.errors import MissingPackage
+from base.text import duration
+from reporting.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,12 +24,12 @@ def check_rich() -> None:
     try:
         import rich  # noqa: F401
     except ImportError as error:
-        raise ImportError("dashboard=True needs rich: pip install rich") from error
+        raise MissingPackage("dashboard=True needs rich: pip install rich") from error
 
 
 def area_chart(values: Sequence[float], width: int, height: int) -> list[str]:
-    """The finite values as `height` lines of at most `width` characters, each the mean of its share of them; the lowest of
-    them stands one eighth high."""
+    """The finite values as `height` lines of at most `width` characters, each the mean of its share of
+    them; the lowest of them stands one eighth high."""
     values = [v for v in values if v - v == 0]
     columns = min(width, len(values))
     if not columns:
@@ -52,7 +55,10 @@ class Dashboard(Progress):
             from rich.live import Live
 
             self._live = Live(
-                get_renderable=self.render, console=Console(stderr=True), refresh_per_second=2, redirect_stdout=False
+                get_renderable=self.render,
+                console=Console(stderr=True),
+                refresh_per_second=2,
+                redirect_stdout=False,
             )
             self._live.start()
 
@@ -81,10 +87,22 @@ class Dashboard(Progress):
             eta_s = (self.max_iters - self.step) * m["dt_ms"] / 1e3
             mfu = "n/a" if m["mfu"] is None else f"{m['mfu']:.1%}"
             figures.add_row(
-                "step", f"{self.step:,} of {self.max_iters:,}", "tokens", f"{m['tokens']:,}", "ETA", format_s(eta_s)
+                "step",
+                f"{self.step:,} of {self.max_iters:,}",
+                "tokens",
+                f"{m['tokens']:,}",
+                "ETA",
+                duration(eta_s),
             )
             figures.add_row("loss", f"{m['loss']:.4f}", "tokens/s", f"{m['tokens_per_s']:,.0f}", "MFU", mfu)
-            figures.add_row("lr", f"{m['lr']:.2e}", "step time", f"{m['dt_ms']:,.0f} ms", "memory", f"{m['memory_gb']:.2f} GB")
+            figures.add_row(
+                "lr",
+                f"{m['lr']:.2e}",
+                "step time",
+                f"{m['dt_ms']:,.0f} ms",
+                "memory",
+                f"{m['memory_gb']:.2f} GB",
+            )
             skipped = str(m.get("skipped_steps", "n/a"))
             figures.add_row("grad norm", f"{m['grad_norm']:.2f}", "skipped steps", skipped)
         width = self._live.console.width - 4 if self._live else 76

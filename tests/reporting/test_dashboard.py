@@ -10,14 +10,21 @@ from pathlib import Path
 import pytest
 from conftest import TINY_FLAGS
 
-from training.dashboard import Dashboard, area_chart
+from reporting.dashboard import Dashboard, area_chart
 
 TRAIN = Path(__file__).resolve().parents[2] / "train.py"
 
 
 def test_on_a_terminal(dataset, tmp_path):
     leader, follower = pty.openpty()
-    command = [sys.executable, TRAIN, *TINY_FLAGS, f"--dataset={dataset}", f"--out_dir={tmp_path / 'a'}", "--dashboard"]
+    command = [
+        sys.executable,
+        TRAIN,
+        *TINY_FLAGS,
+        f"--dataset={dataset}",
+        f"--out_dir={tmp_path / 'a'}",
+        "--dashboard",
+    ]
     env = os.environ | {"COLUMNS": "100", "LINES": "40", "TERM": "xterm"}
     child = subprocess.Popen(command, stdout=follower, stderr=follower, env=env)
     os.close(follower)
@@ -46,7 +53,11 @@ def test_without_rich(run, monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(sys.modules, "rich", None)
     with pytest.raises(SystemExit) as stopped:
         run("a", "--dashboard")
-    assert stopped.value.code == 2 and "pip install rich" in capsys.readouterr().err and not (tmp_path / "a").exists()
+    assert (
+        stopped.value.code == 2
+        and "pip install rich" in capsys.readouterr().err
+        and not (tmp_path / "a").exists()
+    )
 
 
 def test_area_chart():

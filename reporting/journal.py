@@ -15,22 +15,28 @@ from typing import Any
 
 import torch
 
-from training import instruments, metrics
+from reporting import instruments
+from reporting.backends import Backends
+from reporting.dashboard import Dashboard
+from reporting.meters import memory_gb
+from reporting.progress import Progress
+from reporting.run_log import RunLog
 from training.config import TrainConfig
-from training.dashboard import Dashboard
-from training.dist import World
 from training.evaluate import bits_per_byte
+from training.world import World
 
 
 class Journal:
-    def __init__(self, config: TrainConfig, world: World, out_dir: Path, about: Mapping[str, Any], run_id: str) -> None:
+    def __init__(
+        self, config: TrainConfig, world: World, out_dir: Path, about: Mapping[str, Any], run_id: str
+    ) -> None:
         """`run_id` names the run to the log backends, whatever session of it this is."""
         self.model, self.data, self.hardware = about["model"], about["data"], about["hardware"]
         self.tokens_per_step = self.model["tokens_per_step"]
-        self.run_log = metrics.RunLog(out_dir, world.rank)
+        self.run_log = RunLog(out_dir, world.rank)
         self.run_log.write("run_start", **about)
-        self.backends = metrics.Backends(config, about["config"], run_id, world.rank)
-        show = Dashboard if config.dashboard and sys.stderr.isatty() else metrics.Progress
+        self.backends = Backends(config, about["config"], run_id, world.rank)
+        show = Dashboard if config.dashboard and sys.stderr.isatty() else Progress
         self.progress = show(about["start_step"], config.max_iters, world.rank)
         self._graphs: int | None = None
 
@@ -45,7 +51,9 @@ class Journal:
         processes = f"{size} processes ({hardware['strategy']}), " if size > 1 else ""
         self.say(f"{processes}{hardware['device_name']}, {hardware['dtype']}; run log {self.run_log.path}")
         for s in self.data["sources"]:
-            self.say(f"{s['dataset']}: {s['tokens']:,} tokens, weight {s['weight']:.4g}, {s['epochs']:.3g} epochs in all")
+            self.say(
+                f"{s['dataset']}: {s['tokens']:,} tokens, weight {s['weight']:.4g}, {s['epochs']:.3g} epochs in all"
+            )
         for note in notes:
             self.say(f"note: {note}")
 
@@ -84,10 +92,14 @@ class Journal:
         """The last steps up to `step`: dt_ms is the mean time of one."""
         graphs = instruments.compiled_graphs()
         if self._graphs is not None and graphs > self._graphs:
-            self.say("note: something was compiled again since the last line; TORCH_LOGS=recompiles says what")
+            self.say(
+                "note: something was compiled again since the last line; TORCH_LOGS=recompiles says what"
+            )
         self._graphs = graphs
         tokens_per_s = self.tokens_per_step / dt_ms * 1e3
-        flops_per_s = self.model["flops_per_token"] * tokens_per_s / self.hardware["world_size"]  # of one device
+        flops_per_s = (
+            self.model["flops_per_token"] * tokens_per_s / self.hardware["world_size"]
+        )  # of one device
         peak = self.hardware["peak_flops_per_s"]
         m = {
             "loss": loss,
@@ -99,7 +111,7 @@ class Journal:
             "mfu": flops_per_s / peak if peak else None,
             "of_matmul_rate": flops_per_s / self.hardware["matmul_flops_per_s"],
             "compiled_graphs": graphs,
-            "memory_gb": metrics.memory_gb(device),
+            "memory_gb": memory_gb(device),
             "skipped_steps": skipped_steps,
         } | ({} if energy_j is None else {"energy_j": energy_j})
         self.run_log.write("train", step=step, **m)
@@ -107,6 +119,8 @@ class Journal:
         self.backends.write("train", step, **m)
 
     def end(self, reason: str, step: int, trained_s: float) -> None:
-        self.run_log.write("run_end", reason=reason, step=step, tokens=step * self.tokens_per_step, wall_s=trained_s)
+        self.run_log.write(
+            "run_end", reason=reason, step=step, tokens=step * self.tokens_per_step, wall_s=trained_s
+        )
         self.progress.close()
         self.backends.close()

@@ -1,4 +1,5 @@
-"""The token shard format: what is written, what is read, and what is refused before anything is trained on it."""
+"""The token shard format: what is written, what is read, and what is refused before anything is trained on
+it."""
 
 import hashlib
 import json
@@ -10,8 +11,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from training import shards
-from training.shards import ShardWriter, open_tokens, read_meta, read_nanogpt_meta, write_meta
+from tokens import shards
+from tokens.shards import ShardWriter, open_tokens, read_meta, read_nanogpt_meta, write_meta
 
 VOCAB = 200_000  # beyond uint16
 EOT = VOCAB - 1
@@ -20,7 +21,8 @@ TOKENIZER = {"name": "toy", "length": VOCAB, "sha256": "0" * 64}
 
 
 def make_documents(n, seed=0):
-    """n documents of 1 to 249 ids, each ending in EOT: with shards of 100 some cross one boundary and some cross two."""
+    """n documents of 1 to 249 ids, each ending in EOT: with shards of 100 some cross one boundary and some
+    cross two."""
     rng = np.random.default_rng(seed)
     return [np.append(rng.integers(0, EOT, rng.integers(0, 249)), EOT) for _ in range(n)]
 
@@ -63,7 +65,9 @@ def test_memmap_is_a_reader(tmp_path):
     for split in ("train", "val"):
         files = sorted(tmp_path.glob(f"{split}_*.bin"))
         assert files[0].name == f"{split}_00000.bin"
-        assert np.array_equal(np.concatenate([np.memmap(f, dtype=np.uint32, mode="r") for f in files]), ids[split])
+        assert np.array_equal(
+            np.concatenate([np.memmap(f, dtype=np.uint32, mode="r") for f in files]), ids[split]
+        )
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".bin")) == ["meta.json"]
 
 
@@ -76,7 +80,12 @@ def test_meta_agrees_with_the_files(tmp_path):
     documents = make_documents(30)
     write_dataset(tmp_path)
     meta = read_meta(tmp_path)
-    assert (meta["format_version"], meta["dtype"], meta["vocab_size"], meta["eot_id"]) == (1, "uint32", VOCAB, EOT)
+    assert (meta["format_version"], meta["dtype"], meta["vocab_size"], meta["eot_id"]) == (
+        1,
+        "uint32",
+        VOCAB,
+        EOT,
+    )
     assert meta["tokenizer"] == TOKENIZER
     entry = meta["splits"]["train"]
     total = sum(map(len, documents))
@@ -119,7 +128,11 @@ def test_writer_refuses(tmp_path, ids, text_bytes, message):
     with pytest.raises(ValueError, match=f"document 1 of split 'train'.*{message}"):
         writer.add(np.array(ids), text_bytes)
     entry = writer.finish()
-    assert (entry["tokens"], entry["documents"], entry["text_bytes"]) == (2, 1, 1)  # nothing of the refused document
+    assert (entry["tokens"], entry["documents"], entry["text_bytes"]) == (
+        2,
+        1,
+        1,
+    )  # nothing of the refused document
 
 
 @pytest.mark.parametrize("length, count, limit_mib", [(20_000, 200, 3), (4_000_000, 1, 12)])
@@ -163,7 +176,11 @@ def test_read_is_a_slice_of_the_whole(tmp_path):
         tokens = open_tokens(tmp_path, split, VOCAB)
         assert tokens.n_tokens == len(tokens) == len(whole)
         assert tokens.bytes_per_token == 3.0
-        windows = [(start, length) for start in range(0, len(whole), 37) for length in (0, 1, 63, 100, 101, 250, len(whole))]
+        windows = [
+            (start, length)
+            for start in range(0, len(whole), 37)
+            for length in (0, 1, 63, 100, 101, 250, len(whole))
+        ]
         for start, length in windows + [(0, len(whole)), (len(whole), 0), (len(whole) - 1, 1)]:
             if start + length <= len(whole):
                 read = tokens.read(start, length)
@@ -281,7 +298,9 @@ def test_damage_is_named_before_training(dataset, name):
 
 def test_vocabulary_beyond_the_model(dataset):
     open_tokens(dataset, "val", VOCAB + 1)
-    with pytest.raises(ValueError, match=r"exceeds the model's: 200000 rows \(tokenizer 'toy'\) against vocab_size=50257"):
+    with pytest.raises(
+        ValueError, match=r"exceeds the model's: 200000 rows \(tokenizer 'toy'\) against vocab_size=50257"
+    ):
         open_tokens(dataset, "val", 50257)
 
 
@@ -300,7 +319,9 @@ def test_a_large_split_is_scanned_in_pieces(dataset, monkeypatch):
     n = open_tokens(dataset, "train", VOCAB).n_tokens
     seen = []
     read = shards.TokenStream.read
-    monkeypatch.setattr(shards.TokenStream, "read", lambda self, *window: seen.append(window) or read(self, *window))
+    monkeypatch.setattr(
+        shards.TokenStream, "read", lambda self, *window: seen.append(window) or read(self, *window)
+    )
     open_tokens(dataset, "train", VOCAB)
     assert seen == [(0, 10), ((n - 10) // 2, 10), (n - 10, 10)]
     last = sorted(dataset.glob("train_*.bin"))[-1]
@@ -374,7 +395,9 @@ def test_a_hostile_meta_pkl_is_refused_and_not_executed(nanogpt, monkeypatch, na
     folder, _ = nanogpt
     monkeypatch.chdir(folder)
     (folder / "meta.pkl").write_bytes(HOSTILE[name])
-    with pytest.raises(ValueError, match=r"meta\.pkl holds more than plain values, or is damaged .*was not executed") as caught:
+    with pytest.raises(
+        ValueError, match=r"meta\.pkl holds more than plain values, or is damaged .*was not executed"
+    ) as caught:
         open_tokens(folder, "train", 50257, "uint16")
     assert "\n" not in str(caught.value)
     assert not (folder / "hostile").exists()
@@ -402,11 +425,15 @@ def test_plain_values_of_every_protocol(tmp_path, protocol):
 
 def test_meta_pkl_speaks_of_the_vocabulary(nanogpt):
     folder, _ = nanogpt
-    with pytest.raises(ValueError, match=r"meta\.pkl has vocab_size 50257, the model 50000: set --vocab_size=50257"):
+    with pytest.raises(
+        ValueError, match=r"meta\.pkl has vocab_size 50257, the model 50000: set --vocab_size=50257"
+    ):
         open_tokens(folder, "train", 50000, "uint16")
     for meta in ([1], {"vocab_size": "97"}, {"vocab_size": -1}):
         (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
-        with pytest.raises(ValueError, match=r"meta\.pkl is not a dictionary with a whole number as vocab_size"):
+        with pytest.raises(
+            ValueError, match=r"meta\.pkl is not a dictionary with a whole number as vocab_size"
+        ):
             open_tokens(folder, "train", 50257, "uint16")
     (folder / "meta.pkl").unlink()
     assert read_nanogpt_meta(folder) == {}
@@ -414,7 +441,9 @@ def test_meta_pkl_speaks_of_the_vocabulary(nanogpt):
 
 def test_nanogpt_damage(nanogpt):
     folder, ids = nanogpt
-    with pytest.raises(ValueError, match=r"train\.bin: id \d+ at position \d+ is beyond the model's vocab_size=50257.*uint32"):
+    with pytest.raises(
+        ValueError, match=r"train\.bin: id \d+ at position \d+ is beyond the model's vocab_size=50257.*uint32"
+    ):
         open_tokens(folder, "train", 50257, "uint32")
     poke(folder / "val.bin", 2999, 50257, "<u2")
     with pytest.raises(ValueError, match=r"val\.bin: id 50257 at position 2999"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import read_events
 
-from training.instruments import StepProfile, category, matmul_flops_per_s, time_table
+from reporting.instruments import StepProfile, category, matmul_flops_per_s, time_table
 
 
 @pytest.mark.parametrize("name, kind", [
@@ -31,9 +31,18 @@ def test_categories(name, kind):
 
 
 def test_the_table_adds_up():
-    table = time_table({"aten::mm": 60.0, "aten::bmm": 10.0, "aten::mul": 1.9, "aten::add": 1.0}, wall_ms=100.0, steps=3)
-    shares = {line[:22].strip(): line.split()[-1] for line in table.splitlines()[1:] if not line.startswith(" ")}
-    assert shares == {"matmul": "60.0%", "attention": "10.0%", "elementwise": "2.9%", "outside operators": "27.1%"}
+    table = time_table(
+        {"aten::mm": 60.0, "aten::bmm": 10.0, "aten::mul": 1.9, "aten::add": 1.0}, wall_ms=100.0, steps=3
+    )
+    shares = {
+        line[:22].strip(): line.split()[-1] for line in table.splitlines()[1:] if not line.startswith(" ")
+    }
+    assert shares == {
+        "matmul": "60.0%",
+        "attention": "10.0%",
+        "elementwise": "2.9%",
+        "outside operators": "27.1%",
+    }
     assert "aten::bmm" in table and "aten::mul" not in table  # 2 % of the step
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from training.dist import World, select_device
+from hardware.device import select_device
+from training.world import World
 
 
 @pytest.fixture
@@ -17,14 +18,18 @@ def two_gpus(monkeypatch):
 
 def test_each_process_takes_its_own_gpu(two_gpus):
     worlds = [World(rank=rank, local_rank=rank, size=2, local_size=2) for rank in (0, 1)]
-    assert [select_device("cuda", world).index for world in worlds] == two_gpus == [0, 1]
+    assert (
+        [select_device("cuda", world.local_rank, world.local_size).index for world in worlds]
+        == two_gpus
+        == [0, 1]
+    )
     assert select_device("cuda:1") == torch.device("cuda", 1)
 
 
 def test_one_gpu_is_not_shared_by_processes(two_gpus):
     with pytest.raises(ValueError, match="'cuda:0' is one GPU, and here are 2 processes: pass --device=cuda"):
-        select_device("cuda:0", World(rank=0, local_rank=0, size=2, local_size=2))
-    assert select_device("cuda:0", World(rank=1, local_rank=0, size=2, local_size=1)).index == 0  # one on each of two machines
+        select_device("cuda:0", 0, 2)
+    assert select_device("cuda:0", 0, 1).index == 0  # one on each of two machines
     assert two_gpus == [0]
 
 

@@ -1,7 +1,8 @@
-"""What loss a budget buys: the parametric law L(N, D) = E + A / N^alpha + B / D^beta, and the N and D that minimise it.
+"""What loss a budget buys: the parametric law L(N, D) = E + A / N^alpha + B / D^beta, and the N and D that
+minimise it.
 
-N counts all parameters, D tokens, 6 N D FLOPs. The losses are those of Hoffmann et al.'s corpus and tokenizer: they rank
-choices and predict no run with another vocabulary."""
+N counts all parameters, D tokens, 6 N D FLOPs. The losses are those of Hoffmann et al.'s corpus and
+tokenizer: they rank choices and predict no run with another vocabulary."""
 
 import math
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from base.errors import InputError
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from training import flops
@@ -37,7 +39,8 @@ class ScalingLaw:
 
 # Approach 3; arXiv 2203.15556, equation 10
 HOFFMANN = ScalingLaw("Hoffmann et al. 2022", E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
-# A refit of the same runs, which agrees with the other two approaches of that paper; arXiv 2404.10102, table 1
+# A refit of the same runs, which agrees with the other two approaches of that paper; arXiv 2404.10102,
+# table 1
 BESIROGLU = ScalingLaw("Besiroglu et al. 2024", E=1.8172, A=482.01, B=2085.43, alpha=0.3478, beta=0.3658)
 LAWS = (HOFFMANN, BESIROGLU)
 
@@ -52,8 +55,9 @@ class Shape:
 
 
 def best_shapes(c: ModelArchitectureConfig, C: float, law: ScalingLaw = BESIROGLU) -> list[Shape]:
-    """Widths in the proportions of `c`, each at its best depth, trained on as many tokens as C FLOPs buy at flops_per_token,
-    which counts the head and attention, unlike 6 N D; lowest predicted loss first. Raises ValueError where there is none."""
+    """Widths in the proportions of `c`, each at its best depth, trained on as many tokens as C FLOPs buy at
+    flops_per_token, which counts the head and attention, unlike 6 N D; lowest predicted loss first. Raises
+    InputError where there is none."""
     N_optimum, _ = law.optimum(C)
     shapes = []
     for width in range(128, 20_481, 128):
@@ -66,12 +70,18 @@ def best_shapes(c: ModelArchitectureConfig, C: float, law: ScalingLaw = BESIROGL
             break
         shapes += sorted(depths, key=lambda s: law.loss(s.params, s.tokens))[:1]
     if not shapes:
-        raise ValueError(f"{C:.3g} FLOPs: no width in the proportions of n_head={c.n_head}, n_embd={c.n_embd} suits them")
+        raise InputError(
+            f"{C:.3g} FLOPs: no width in the proportions of n_head={c.n_head}, n_embd={c.n_embd} suits them"
+        )
     return sorted(shapes, key=lambda s: law.loss(s.params, s.tokens))
 
 
 def depths_of(c: ModelArchitectureConfig, width: int, n_head: int, C: float) -> Iterator[Shape]:
-    sizes = {"n_embd": width, "n_head": n_head, "num_key_value_heads": n_head * c.num_key_value_heads // c.n_head}
+    sizes = {
+        "n_embd": width,
+        "n_head": n_head,
+        "num_key_value_heads": n_head * c.num_key_value_heads // c.n_head,
+    }
     sizes["d_ff"] = max(64, round(width * c.d_ff / c.n_embd / 64) * 64)
     one, two = (parameters(replace(c, n_layer=n, **sizes)) for n in (1, 2))
     for n_layer in range(max(2, math.ceil(width / WIDTH_PER_LAYER[1])), width // WIDTH_PER_LAYER[0] + 1):

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-import model_loss
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from model_loss import head_loss
+from operators import loss as model_loss
+from operators.loss import head_loss
 
 V, C, B, T = 97, 24, 3, 10
 
@@ -52,7 +52,9 @@ def test_under_autocast_they_differ_by_rounding(monkeypatch, chunk):
         plain, chunked = loss_and_grads("plain"), loss_and_grads("chunked")
     for ours, theirs, truth in zip(chunked, plain, exact, strict=True):
         assert ours.dtype == theirs.dtype == torch.float32
-        assert (ours - truth).norm() <= 1.2 * (theirs - truth).norm() + 1e-6  # no further from fp32 than the plain one
+        assert (ours - truth).norm() <= 1.2 * (
+            theirs - truth
+        ).norm() + 1e-6  # no further from fp32 than the plain one
         assert not torch.equal(ours, truth)  # it did compute in bfloat16
 
 
@@ -79,7 +81,9 @@ def test_no_fp32_tensor_of_all_logits():
 def test_without_gradients_none_are_computed(monkeypatch):
     x, weight, targets = case()
     with torch.no_grad():
-        torch.testing.assert_close(head_loss(x, weight, targets, "chunked"), head_loss(x, weight, targets, "plain"))
+        torch.testing.assert_close(
+            head_loss(x, weight, targets, "chunked"), head_loss(x, weight, targets, "plain")
+        )
     shapes = []
     monkeypatch.setattr(torch, "empty_like", lambda t: shapes.append(t.shape))
     with torch.no_grad():
@@ -118,8 +122,19 @@ def test_the_model_obeys(preset):
     ids = torch.randint(61, (2, 9), generator=torch.Generator().manual_seed(1))
     results = []
     for backend, z_loss in (("plain", 0.0), ("chunked", 0.0), ("chunked", 1.0)):
-        shape = dict(n_layer=1, n_embd=32, n_head=2, num_key_value_heads=2, head_dim=16, d_ff=32, block_size=8, vocab_size=61)
-        model = ConfigurableGPT(get_preset_config(preset, **shape, loss_backend=backend, z_loss=z_loss), seed=3)
+        shape = dict(
+            n_layer=1,
+            n_embd=32,
+            n_head=2,
+            num_key_value_heads=2,
+            head_dim=16,
+            d_ff=32,
+            block_size=8,
+            vocab_size=61,
+        )
+        model = ConfigurableGPT(
+            get_preset_config(preset, **shape, loss_backend=backend, z_loss=z_loss), seed=3
+        )
         _, loss = model(ids[:, :-1], ids[:, 1:])
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters())])
@@ -128,7 +143,9 @@ def test_the_model_obeys(preset):
     assert results[2][0] > results[1][0] + 1
     model.eval()
     _, evaluated = model(ids[:, :-1], ids[:, 1:])
-    torch.testing.assert_close(evaluated, results[1][0])  # the extra term is for training: an evaluation is comparable
+    torch.testing.assert_close(
+        evaluated, results[1][0]
+    )  # the extra term is for training: an evaluation is comparable
 
 
 @pytest.mark.parametrize("chunk_bytes", [1 << 20, 4 * 97 * 3])  # all tokens at once, three at a time

@@ -1,9 +1,8 @@
 """x @ weight^T + bias by the library that is fastest for it.
 
-torch sends fp32 matmuls on x86 to MKL, which has no AVX-512 kernels for AMD's processors; oneDNN, which torch ships too and
-uses for bf16, has. docs/PERFORMANCE.md has both rates. Which one runs follows from types and shapes alone (a table, no
-measurement); the results differ by rounding.
-"""
+torch sends fp32 matmuls on x86 to MKL, which has no AVX-512 kernels for AMD's processors; oneDNN, which
+torch ships too and uses for bf16, has. docs/PERFORMANCE.md has both rates. Which one runs follows from
+types and shapes alone (a table, no measurement); the results differ by rounding."""
 
 import math
 import platform
@@ -56,7 +55,8 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class OneDNNLinear(torch.autograd.Function):
-    """The gradient of the weight, whose first factor is transposed, stays with MKL, which is as fast there."""
+    """The gradient of the weight, whose first factor is transposed, stays with MKL, which is as fast
+    there."""
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

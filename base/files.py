@@ -1,0 +1,154 @@
+"""Files that are whole or not there: atomic writes, digests, JSON that is read with suspicion, locks."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from base.errors import InputError, one_line, reading
+
+MAX_JSON_BYTES = 1 << 30  # of a file that is read as a whole
+
+
+def write_durably(file: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
+    """The parts as a file that is on the disk when this returns; its {"bytes", "sha256"}."""
+    n_bytes, digest = 0, hashlib.sha256()
+    with open(file, "wb") as f:
+        for part in parts:
+            f.write(part)
+            digest.update(part)
+            n_bytes += len(part)
+        f.flush()
+        os.fsync(f.fileno())
+    return {"bytes": n_bytes, "sha256": digest.hexdigest()}
+
+
+def write_atomically(file: str | Path, content: bytes) -> None:
+    """Write, fsync, rename: at any moment the file holds one whole content, the old or the new."""
+    file = Path(file)
+    partial = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        write_durably(partial, [content])
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+    fsync(file.parent)
+
+
+def json_bytes(content: Any, indent: int | None = 2) -> bytes:
+    return (json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode()
+
+
+def write_json(file: str | Path, content: Any, indent: int | None = 2) -> None:
+    """As UTF-8, atomically."""
+    write_atomically(file, json_bytes(content, indent))
+
+
+def fsync(path: str | Path) -> None:
+    """Brings a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(file: str | Path) -> str:
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def describe(file: str | Path) -> dict[str, Any]:
+    """{"bytes", "sha256"} of a file, as write_durably gives them."""
+    return {"bytes": os.path.getsize(file), "sha256": sha256_of(file)}
+
+
+def parse_json(content: bytes | str, where: object, what_to_do: str = "copy it again") -> Any:
+    """The value. Raises InputError, which begins with `where`, for whatever is not JSON: bad syntax, bad
+    UTF-8, nesting beyond Python's stack, numbers beyond its digits."""
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        raise InputError(f"{where} is damaged or not JSON ({one_line(error)}): {what_to_do}") from None
+
+
+def read_json(file: str | Path, what_to_do: str = "copy it again") -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError, which names the file, where it is missing, cannot be
+    read, is too large, is not JSON or holds something else than an object."""
+    with reading(file, what_to_do):
+        size = os.path.getsize(file)
+        if size > MAX_JSON_BYTES:
+            raise InputError(
+                f"{file} has {size:,} bytes, more than JSON that is read here may have: {what_to_do}"
+            )
+        content = Path(file).read_bytes()
+    value = parse_json(content, file, what_to_do)
+    if not isinstance(value, dict):
+        raise InputError(f"{file} holds {type(value).__name__}, not a JSON object: {what_to_do}")
+    return value
+
+
+def read_text(file: str | Path, what_to_do: str = "check the path") -> str:
+    """UTF-8 text. Raises InputError where it cannot be read or is something else."""
+    with reading(file, what_to_do):
+        content = Path(file).read_bytes()
+    try:
+        return content.decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8 at byte {error.start}: {what_to_do}") from None
+
+
+def entry(
+    record: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: object, what_to_do: str
+) -> Any:
+    """record[key], of the type that is expected. Raises InputError, which begins with `where`, for a
+    missing key, another type, a bool in place of a number, and a record that is no object."""
+    if not isinstance(record, Mapping) or key not in record:
+        raise InputError(f"{where} lacks {key!r}: {what_to_do}")
+    value = record[key]
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
+        raise InputError(f"{where}: {key!r} is {str(value)[:40]!r}, expected {wanted}: {what_to_do}")
+    return value
+
+
+def writable_folder(path: str, name: str = "out_dir") -> Path:
+    """The folder, not yet made. Raises InputError where it cannot be made or written to."""
+    folder = Path(path)
+    try:
+        there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    except OSError as error:  # a name too long, a link that points at itself
+        raise InputError(f"{name}={path!r} cannot be a folder ({error.strerror}): choose another") from error
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{name}={path!r} cannot be written to: {there} is not a folder that you may write to"
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def alone_in(folder: str | Path, who: str) -> Iterator[None]:
+    """Holds the folder's lock, which ends with the process. Raises InputError where another process holds
+    it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another {who} is at work in {folder}: wait for it, or choose another folder"
+            ) from None
+        except OSError as error:  # some network file systems have no locks
+            warning = (
+                f"{folder} cannot be locked ({error.strerror}): see to it that no other {who} writes there"
+            )
+            logging.getLogger("nanofoundry").warning(warning)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,97 @@
+"""What a run reads off its machine: time, memory, energy."""
+
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from training.world import World
+
+log = logging.getLogger("nanofoundry")
+
+
+class StepTimer:
+    """Training time, without evaluation and saving. It waits for no device: the caller reads a loss first,
+    which does."""
+
+    def __init__(self, trained_s: float = 0.0) -> None:
+        self.trained_s = trained_s  # over the whole run, earlier sessions included
+        self._started: float | None = None
+        self._lap_s = 0.0
+        self._lap_steps = 0
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self, steps: int) -> None:
+        """Ends a stretch of `steps` optimizer steps."""
+        elapsed = time.perf_counter() - self._started
+        self.trained_s += elapsed
+        self._lap_s += elapsed
+        self._lap_steps += steps
+
+    def lap_ms(self) -> float:
+        """Mean milliseconds a step since the last call."""
+        mean = 1e3 * self._lap_s / self._lap_steps
+        self._lap_s, self._lap_steps = 0.0, 0
+        return mean
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak of the device's memory, in GB (1e9 bytes); on CPU of the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+class EnergyMeter:
+    """meter() is the energy in joules that the GPUs of all ranks have taken for this run, evaluations
+    included, by their own counters; None where a device has none. `earlier_j` is that of the sessions
+    before a resume. Every rank calls it."""
+
+    def __init__(self, device: torch.device, world: World, earlier_j: float | None = 0.0) -> None:
+        self.world, self.counter = world, energy_counter(device)
+        self.earlier_j = float("nan") if earlier_j is None else earlier_j
+        self._first_j = self.counter() if self.counter else 0.0
+
+    def __call__(self) -> float | None:
+        if self.counter is None:  # on all ranks, whose devices are of one kind
+            return None
+        total_j = (
+            self.world.sum(torch.tensor([self.counter() - self._first_j], dtype=torch.float64)).item()
+            + self.earlier_j
+        )
+        return total_j if np.isfinite(total_j) else None
+
+
+def energy_counter(device: torch.device) -> Callable[[], float] | None:
+    """Joules since the driver was loaded, NaN where they cannot be read: NVML's counter, which Volta and
+    later GPUs have, by the package nvidia-ml-py. None for a device that is no such GPU."""
+    if device.type != "cuda" or torch.version.hip:
+        return None
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+        # By its UUID: CUDA_VISIBLE_DEVICES and CUDA's own order number GPUs in another way than NVML
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+    except Exception as error:  # no package, no driver library, a slice of a GPU: training goes on
+        log.warning(
+            f"energy is not logged: {type(error).__name__}: {error} (it needs pip install nvidia-ml-py)"
+        )
+        return lambda: float("nan")
+
+    def joules() -> float:
+        try:
+            return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3  # NVML counts millijoules
+        except pynvml.NVMLError:
+            return float("nan")
+
+    return joules
