@@ -67,8 +67,8 @@ class ModelArchitectureConfig:
         "pre", "norm before each part, or after its sum", kind=MODEL, family=True
     )
     norm_eps: float = knob(1e-5, "added to the variance", kind=MODEL, bounds=POSITIVE)
-    position_encoding: Literal["learned", "rope", "none"] = knob(
-        "learned", "positions", kind=MODEL, family=True
+    position_encoding: str = knob(
+        "learned", "positions", kind=MODEL, choices=("model_components:POSITION_ENCODINGS",), family=True
     )
     activation: str = knob(
         "gelu_tanh", "of the FFN", kind=MODEL, choices=("model_components:ACTIVATIONS",), family=True

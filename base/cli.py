@@ -127,9 +127,6 @@ def not_a_flag(word: str, *kinds: type) -> str:
     )
 
 
-# ---- help
-
-
 def wants_help(argv: Sequence[str]) -> bool:
     return bool({"-h", "--help"} & set(argv))
 

@@ -96,9 +96,6 @@ def choices_of(k: Knob) -> tuple[str, ...]:
     return tuple(found)
 
 
-# ---- checks
-
-
 def check(record: Any) -> None:
     """Brings each field of a dataclass to its declared type, in place, and checks choices and bounds. An
     int serves as a float and an integral float as an int; nothing else is converted. Raises InputError."""
@@ -180,9 +177,6 @@ def from_dict(cls: type, values: Any, where: str) -> Any:
         raise InputError(f"{where} is a dictionary of fields, not {type(values).__name__}")
     check_names(values, names(cls), where)
     return cls(**values)
-
-
-# ---- effect
 
 
 def has_effect(cls: type, name: str, values: Mapping[str, Any]) -> bool:

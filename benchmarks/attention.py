@@ -24,7 +24,7 @@ import torch
 from base.errors import InputError, input_errors
 from benchmarks.records import config_from_flags, write_result
 from hardware.device import keep_freed_memory, select_device
-from model_components import ATTENTION_BACKENDS, backend_problem
+from operators.attention import ATTENTION_BACKENDS, backend_problem
 from training.attention import time_kernels
 
 SHAPES = {

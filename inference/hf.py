@@ -230,8 +230,7 @@ def load_hf(
                 )
             if into is not None:
                 assign(p, whole)
-    if model.rope is not None:
-        model.rope.fill_tables()
+    model.fill_tables()
     return model
 
 

@@ -40,8 +40,7 @@ class FoundModel:
         model.to_empty(device=device)
         checkpoint.load_weights(self.path, model)
         model.to(dtype)
-        if model.rope is not None:
-            model.rope.fill_tables()
+        model.fill_tables()
         return model.eval()
 
 

@@ -55,7 +55,7 @@ def prune_model(model: ConfigurableGPT, kept: Sequence[int]) -> ConfigurableGPT:
         if name in weights:
             weights[name] = weights[name][torch.tensor(kept, device=weights[name].device)]
     pruned.load_state_dict(weights, assign=True)
-    pruned.rope = model.rope
+    pruned.position_embedding = model.position_embedding
     return pruned
 
 

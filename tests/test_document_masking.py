@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch._dynamo.testing import CompileCounter
 
 from model_builder import ConfigurableGPT
-from model_components import attend_flex, attend_manual, document_mask, flex_document_mask
+from model_components import may_look, softmax_attention
 from model_config import PRESET_CONFIGS, get_preset_config
+from operators.attention import attend_flex, document_mask, flex_document_mask
 from tokens.data import document_starts
 
 VOCAB, EOT, T = 61, 7, 32
@@ -113,15 +114,15 @@ def test_a_document_does_not_hear_of_the_others():
 @pytest.mark.parametrize("heads", [4, 2])
 def test_the_mask_of_flex_attention_is_the_same_mask(heads, monkeypatch):
     """The one that runs on CUDA, here in the eager form that it has on a CPU."""
-    monkeypatch.setattr("model_components.compiled", lambda function: function)
+    monkeypatch.setattr("operators.attention.compiled", lambda function: function)
     generator = torch.Generator().manual_seed(0)
     _, _, starts = packed()
     q = torch.randn(4, 4, T, 16, generator=generator)
     k, v = (torch.randn(4, heads, T, 16, generator=generator) for _ in range(2))
-    dense = document_mask(starts, build("gpt2").config, training=False)
+    dense = document_mask(starts, may_look, "auto", 16, dropout=0.0)
     assert dense.shape == (4, 1, T, T) and dense.dtype == torch.bool
     torch.testing.assert_close(
-        attend_flex(q, k, v, flex_document_mask(starts)), attend_manual(q, k, v, 0.0, dense)
+        attend_flex(q, k, v, flex_document_mask(starts, may_look)), softmax_attention(q, k, v, dense)
     )
 
 
@@ -145,7 +146,7 @@ def test_one_graph_serves_every_batch(preset, backend):
 
 def test_one_graph_serves_every_batch_with_flex_attention(monkeypatch):
     monkeypatch.setattr(
-        "model_builder.document_mask", lambda starts, config, training: flex_document_mask(starts)
+        "model_components.document_mask", lambda starts, rule, *rest: flex_document_mask(starts, rule)
     )
     torch.compiler.reset()
     counter = CompileCounter()

@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from model_builder import ConfigurableGPT, Embedding
+from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig, get_preset_config
+from operators.embedding import Embedding
 from training.config import load_config
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -8,7 +8,7 @@ import math
 import random
 import sys
 import types
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import mpmath
 import pytest
@@ -17,24 +17,31 @@ import torch.nn.functional as F
 from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-import model_components
+from base import fields
 from model_builder import ConfigurableGPT, init_weights
 from model_components import (
     ACTIVATIONS,
-    ATTENTION_BACKENDS,
-    CPU_MANUAL_ATTENTION_MAX_T,
     FFNS,
-    FLASH_PACKAGES,
     NORMS,
-    PREFERRED_KERNELS,
+    POSITION_ENCODINGS,
     KVCache,
+    LearnedPositions,
+    NoPositions,
     RMSNorm,
-    RoPE,
-    backend_problem,
-    choose_backend,
+    RoPEPositionEncoding,
+    rope,
     rotate,
 )
 from model_config import PRESET_CONFIGS, ModelArchitectureConfig, get_preset_config
+from operators import attention
+from operators.attention import (
+    ATTENTION_BACKENDS,
+    CPU_MANUAL_ATTENTION_MAX_T,
+    FLASH_PACKAGES,
+    PREFERRED_KERNELS,
+    backend_problem,
+    choose_backend,
+)
 
 CPU = torch.device("cpu")
 TINY = dict(
@@ -57,7 +64,11 @@ def tiny(preset="qwen3", **fields):
 
 
 def choices(field):
-    return get_args(get_type_hints(ModelArchitectureConfig)[field])
+    declared, hint = (
+        fields.knobs(ModelArchitectureConfig)[field],
+        fields.types(ModelArchitectureConfig)[field],
+    )
+    return fields.choices_of(declared) or get_args(hint)
 
 
 def random_ids(B, T, vocab_size=31, seed=0):
@@ -75,10 +86,10 @@ def test_a_registry_holds_what_the_config_names_and_nothing_else():
     assert set(FLASH_PACKAGES) == {
         name for name in choices("attention_backend") if name.startswith("flash_attn")
     }
-    for position in choices("position_encoding"):
-        model = ConfigurableGPT(tiny(position_encoding=position))
-        built = (model.position_embedding is not None, model.rope is not None)
-        assert built == {"learned": (True, False), "rope": (False, True), "none": (False, False)}[position]
+    kinds = {"learned": LearnedPositions, "rope": RoPEPositionEncoding, "none": NoPositions}
+    assert set(POSITION_ENCODINGS) == set(choices("position_encoding")) == set(kinds)
+    for position, kind in kinds.items():
+        assert type(ConfigurableGPT(tiny(position_encoding=position)).position_embedding) is kind
 
 
 def test_norms_and_activations_are_the_written_out_ones():
@@ -171,7 +182,7 @@ def plain_attention(q, k, v):
 @pytest.mark.parametrize("T, S", [(1, 1), (7, 7), (1, 9), (3, 9), (8, 9)])
 @pytest.mark.parametrize("rows", [3, 128])
 def test_a_backend_equals_plain_attention_and_its_gradients(backend, K, T, S, rows, monkeypatch):
-    monkeypatch.setattr(model_components, "CAUSAL_ROWS", rows)
+    monkeypatch.setattr(attention, "CAUSAL_ROWS", rows)
     generator = torch.Generator().manual_seed(0)
     shapes = ((2, 4, T, 8), (2, K, S, 8), (2, K, S, 8))
     inputs = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
@@ -224,10 +235,10 @@ def log():
     handler.emit = lambda record: lines.append(record.getMessage())
     logger = logging.getLogger("nanofoundry")
     logger.addHandler(handler)
-    model_components.warn_once.cache_clear()
+    attention.warn_once.cache_clear()
     yield lines
     logger.removeHandler(handler)
-    model_components.warn_once.cache_clear()
+    attention.warn_once.cache_clear()
 
 
 @pytest.mark.parametrize("backend", sorted([*FLASH_PACKAGES, *PREFERRED_KERNELS]))
@@ -302,7 +313,7 @@ def test_one_graph_under_compile(backend, log):
 def test_a_preferred_kernel_is_torchs_first(backend, monkeypatch):
     first = []
     monkeypatch.setattr(
-        model_components, "attend_sdpa", lambda *a: first.append(torch._C._get_sdp_priority_order()[0])
+        attention, "attend_sdpa", lambda *a: first.append(torch._C._get_sdp_priority_order()[0])
     )
     ATTENTION_BACKENDS[backend](None, None, None, 0.0)
     assert first == [int(PREFERRED_KERNELS[backend])]
@@ -311,7 +322,7 @@ def test_a_preferred_kernel_is_torchs_first(backend, monkeypatch):
 @pytest.mark.parametrize("backend", sorted(PREFERRED_KERNELS))
 def test_one_graph_with_a_kernel_that_is_preferred(backend, monkeypatch):
     monkeypatch.setattr(
-        model_components, "backend_problem", lambda *a: None
+        attention, "backend_problem", lambda *a: None
     )  # as on a GPU; torch goes on to what is here
     test_one_graph_under_compile(backend, [])
 
@@ -333,20 +344,20 @@ def rope_config(**fields):
 
 
 def test_rope_tables_against_50_digits():
-    rope = RoPE(rope_config(head_dim=128, block_size=32768, rope_theta=1e6))
-    assert rope.cos.shape == rope.sin.shape == (32768, 64)
-    assert rope.cos.dtype == rope.sin.dtype == torch.float32
-    assert rope.cos.isfinite().all() and rope.sin.isfinite().all()
+    positions = RoPEPositionEncoding(128, 32768, theta=1e6)
+    assert positions.cos.shape == positions.sin.shape == (32768, 64)
+    assert positions.cos.dtype == positions.sin.dtype == torch.float32
+    assert positions.cos.isfinite().all() and positions.sin.isfinite().all()
     with mpmath.workdps(50):
         for position in (0, 1, 2, 1023, 16385, 32766, 32767):
             for i in (0, 1, 7, 31, 62, 63):
                 angle = position * mpmath.mpf(10) ** (-6 * mpmath.mpf(2 * i) / 128)
-                assert abs(rope.cos[position, i].item() - mpmath.cos(angle)) < 1e-6
-                assert abs(rope.sin[position, i].item() - mpmath.sin(angle)) < 1e-6
+                assert abs(positions.cos[position, i].item() - mpmath.cos(angle)) < 1e-6
+                assert abs(positions.sin[position, i].item() - mpmath.sin(angle)) < 1e-6
 
 
 def test_rotate_is_the_half_split_rotation():
-    cos, sin = RoPE(rope_config())(3, 5)
+    cos, sin = rope(rope_config()).angles(slice(3, 8))
     x = torch.randn(2, 4, 5, 16, generator=torch.Generator().manual_seed(0))
     as_complex = torch.complex(x[..., :8], x[..., 8:]) * torch.complex(
         cos, sin
@@ -356,7 +367,7 @@ def test_rotate_is_the_half_split_rotation():
 
 
 def test_scores_depend_on_the_distance_alone():
-    cos, sin = RoPE(rope_config(block_size=64, rope_theta=100.0))(0, 64)
+    cos, sin = rope(rope_config(block_size=64, rope_theta=100.0)).angles(slice(0, 64))
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(16, generator=generator).expand(1, 1, 64, 16) for _ in range(2))
     scores = (rotate(q, cos, sin) @ rotate(k, cos, sin).transpose(2, 3))[0, 0]  # [64, 64]
@@ -369,11 +380,11 @@ def test_scores_depend_on_the_distance_alone():
 @pytest.mark.parametrize("scaling", ["none", "llama3"])
 def test_rope_tables_survive_casts_and_the_meta_device(scaling):
     config = rope_config(rope_scaling=scaling)
-    expected = RoPE(config)
+    expected = rope(config)
     with torch.device("meta"):
         models = [ConfigurableGPT(config), ConfigurableGPT(config).bfloat16()]
     for model in models:
-        assert model.rope.cos.is_meta and model.rope.cos.dtype == torch.float32
+        assert model.position_embedding.cos.is_meta and model.position_embedding.cos.dtype == torch.float32
         init_weights(model.to_empty(device="cpu"), 0)
     models += [
         ConfigurableGPT(config).bfloat16(),
@@ -382,10 +393,12 @@ def test_rope_tables_survive_casts_and_the_meta_device(scaling):
     ]
     models += [ConfigurableGPT(config).bfloat16().float()]
     for model in models:
-        assert model.rope.cos.dtype == model.rope.sin.dtype == torch.float32
-        assert model.rope.cos.equal(expected.cos) and model.rope.sin.equal(expected.sin)
+        assert model.position_embedding.cos.dtype == model.position_embedding.sin.dtype == torch.float32
+        assert model.position_embedding.cos.equal(expected.cos) and model.position_embedding.sin.equal(
+            expected.sin
+        )
     assert models[1].token_embedding.weight.dtype == models[2].token_embedding.weight.dtype == torch.bfloat16
-    assert not any("rope" in name for name in models[0].state_dict())
+    assert not any("position_embedding" in name for name in models[0].state_dict())
 
 
 @pytest.mark.parametrize(
@@ -402,10 +415,10 @@ def test_llama3_scaling_is_that_of_transformers(theta, factor, low, high, origin
     parameters |= dict(original_max_position_embeddings=original)
     twin = LlamaConfig(hidden_size=256, num_attention_heads=2, head_dim=128, rope_parameters=parameters)
     expected, attention_factor = ROPE_INIT_FUNCTIONS["llama3"](twin, CPU)
-    got = RoPE(config).inverse_frequencies()
+    got = rope(config).inverse_frequencies()
     assert attention_factor == 1.0 and got.dtype == torch.float64
     torch.testing.assert_close(got.float(), expected.float(), rtol=1e-5, atol=0)
-    unscaled = RoPE(rope_config(head_dim=128, rope_theta=theta)).inverse_frequencies()
+    unscaled = RoPEPositionEncoding(128, 12, theta).inverse_frequencies()
     shrunk = unscaled / got
     assert shrunk[0] == 1 and shrunk[-1] == factor and ((shrunk > 1) & (shrunk < factor)).any()
 

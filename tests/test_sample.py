@@ -11,7 +11,9 @@ from inference.samples import TextSampler
 from tokenization.tokenizers import find_tokenizer
 from training.config import TrainConfig
 
-BAD_FLAGS = "--temperature=-1 --temperature=1e-40 --temperature=nan --top_k=-1 --top_p=0 --top_p=1.1 --min_p=2 "
+BAD_FLAGS = (
+    "--temperature=-1 --temperature=1e-40 --temperature=nan --top_k=-1 --top_p=0 --top_p=1.1 --min_p=2 "
+)
 BAD_FLAGS += "--max_new_tokens=0 "
 BAD_FLAGS += "--seed=-1 --repetition_penalty=0 --context_length=0 --thinking=on --num_samples=0 --output=xml"
 

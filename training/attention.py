@@ -4,8 +4,8 @@
 
 Which one wins differs between generations of GPUs and versions: cuDNN's is far ahead of FlashAttention 2 on
 Hopper and behind on A100, and what torch takes by itself ("sdpa") has changed. Rank 0 measures and all
-follow; a checkpoint keeps the choice, so that a run which goes on computes the same bits. On CPU the choice
-is a table (model_components.choose_backend). flex_attention is not among the candidates: for a mask that is
+follow; a checkpoint keeps the choice, so that a resumed run computes the same bits. On CPU the choice
+is a table (operators.attention.choose_backend). flex_attention is not among the candidates: for a mask that is
 merely causal its generated kernel is FlashAttention's schedule once more; with document_masking=True it
 runs, and nothing is chosen."""
 
@@ -18,14 +18,9 @@ import torch.utils.benchmark
 from torch import Tensor
 from torch.nn.attention import sdpa_kernel
 
-from model_components import (
-    ATTENTION_BACKENDS,
-    PREFERRED_KERNELS,
-    attend_manual,
-    attend_sdpa,
-    backend_problem,
-)
+from model_components import softmax_attention
 from model_config import ModelArchitectureConfig
+from operators.attention import ATTENTION_BACKENDS, PREFERRED_KERNELS, attend_sdpa, backend_problem
 from training.config import TrainConfig
 from training.world import World
 
@@ -106,8 +101,9 @@ def wrong_results(attend: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor
     fp32."""
     inputs = [t[:1, :, :CHECKED_TOKENS].detach() for t in (q, k, v)]
     grad = grad[:1, :, :CHECKED_TOKENS]
+    plain = lambda q, k, v, dropout: softmax_attention(q, k, v)  # noqa: E731
     found = []
-    for function, dtype in ((attend, q.dtype), (attend_manual, torch.float32)):
+    for function, dtype in ((attend, q.dtype), (plain, torch.float32)):
         own = [t.to(dtype).requires_grad_() for t in inputs]
         out = function(*own, 0.0)
         found.append([out, *torch.autograd.grad(out, own, grad.to(dtype))])

@@ -213,8 +213,8 @@ def fill(
 ) -> None:
     if seed is not None:
         init_weights(model, seed, assign)
-    elif model.rope is not None:
-        model.rope.fill_tables()
+    else:
+        model.fill_tables()
 
 
 def build_strategy(config: TrainConfig, world: World, device: torch.device, dtype: torch.dtype) -> Strategy:

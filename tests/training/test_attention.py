@@ -5,8 +5,8 @@ import pytest
 import torch
 from conftest import read_events
 
-from model_components import ATTENTION_BACKENDS
 from model_config import get_preset_config
+from operators.attention import ATTENTION_BACKENDS
 from training import attention
 from training.config import TrainConfig
 from training.world import World, on_ranks
@@ -147,7 +147,7 @@ def test_a_run_uses_logs_saves_and_keeps_its_kernel(run, tmp_path, monkeypatch, 
         "choose_kernel",
         lambda *a: saved.append(a[-1]) or ("efficient", {"efficient": 1.0, "sdpa": 2.0}),
     )
-    monkeypatch.setattr("model_components.backend_problem", lambda *a: None)
+    monkeypatch.setattr("operators.attention.backend_problem", lambda *a: None)
     for steps in (3, 6):
         assert run("a", f"--max_iters={steps}") == 0
     assert saved == [None, "efficient"] and called
