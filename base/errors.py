@@ -61,6 +61,17 @@ def input_errors(first_to_say: Callable[[str], bool] = lambda message: True) -> 
 
 
 @contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Around what writes to a place that the user named: a full disk and the like become an InputError with the path."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}): choose another place"
+        ) from error
+
+
+@contextlib.contextmanager
 def reading(
     path: str | os.PathLike, what_to_do: str = "check the path and its permissions"
 ) -> Iterator[None]:

@@ -45,7 +45,7 @@ from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from training import checkpoint
 from training.config import TrainConfig
-from training.optim import allocate_state
+from training.optim import allocate_state, build_optimizers
 from training.parallel import build_strategy
 from training.world import World, on_ranks
 
@@ -81,7 +81,7 @@ def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
             get_preset_config("qwen3", **shape, n_layer=layers, weight_tying=True, block_size=64)
         )
     strategy.wrap(model, seed=1)
-    optimizers = strategy.optimizers(model, config)
+    optimizers = build_optimizers(model, config, torch.device("cpu"))
     allocate_state(optimizers)
     tensors = strategy.tensors(model, optimizers)
     local = {

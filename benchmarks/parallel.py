@@ -43,6 +43,7 @@ from hardware.device import keep_freed_memory, select_dtype
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from training.config import TrainConfig
+from training.optim import build_optimizers, clip_gradients
 from training.parallel import DDP, Strategy, build_strategy
 from training.world import World, on_ranks
 
@@ -98,7 +99,7 @@ def build(name: str, world: World, c: BenchmarkConfig) -> tuple[ConfigurableGPT,
         strategy = build_strategy(config, World() if name == "single" else world, device, dtype)
     model = meta_model(c)
     forward = strategy.wrap(model, seed=1)
-    optimizers = strategy.optimizers(model, config)
+    optimizers = build_optimizers(model, config, torch.device("cpu"))
     ids = torch.randint(
         c.vocab_size, (c.batch_size, c.block_size + 1), generator=torch.Generator().manual_seed(world.rank)
     )
@@ -108,7 +109,7 @@ def build(name: str, world: World, c: BenchmarkConfig) -> tuple[ConfigurableGPT,
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 _, loss = forward(ids[:, :-1], ids[:, 1:])
             loss.backward()
-        strategy.clip(model, 1.0)
+        clip_gradients(model, 1.0)
         after_backward()
         for optimizer in optimizers:
             optimizer.step()

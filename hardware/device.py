@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import os
+import resource
 import shutil
 import sys
 
@@ -98,3 +99,13 @@ def compile_problem(device: torch.device) -> str | None:
     return (
         None if shutil.which(compiler) else f"on CPU it needs a C++ compiler, and {compiler} is not installed"
     )
+
+
+def memory_gb(device: torch.device) -> float:
+    """Peak of the device's memory, in GB (1e9 bytes); on CPU of the process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -6,10 +6,8 @@ names, tokenizer or configuration is said before any weights are read.
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +17,7 @@ from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from tokenization.tokenizers import TokenizerFiles, find_tokenizer
 from training import checkpoint
+from training.state import RunState
 
 
 @dataclass(frozen=True)
@@ -79,12 +78,12 @@ def find_model(
         check_own_tokenizer(out_dir, state)
     else:
         check_fits(find_tokenizer(tokenizer), architecture)
-    imported = state["data"]["dataset"] is None
+    imported = state.origin == "imported"
     return FoundModel(
         path,
         architecture,
         tokenizer or out_dir,
-        state["data"]["eot_id"],
+        state.data["eot_id"],
         is_run=True,
         begins_with_bos=imported,
     )
@@ -99,9 +98,9 @@ def check_fits(found: TokenizerFiles, architecture: ModelArchitectureConfig) -> 
         )
 
 
-def check_own_tokenizer(out_dir: str | Path, state: Mapping[str, Any]) -> None:
+def check_own_tokenizer(out_dir: str | Path, state: RunState) -> None:
     """Raises InputError where the run folder's tokenizer is another than the data was made with."""
-    recorded, file = state["data"]["tokenizer"], Path(out_dir) / "tokenizer.json"
+    recorded, file = state.data["tokenizer"], Path(out_dir) / "tokenizer.json"
     if recorded and file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != recorded["sha256"]:
         raise InputError(
             f"{file} is not {recorded['name']!r}, with which the run's data was made: copy that, or pass --tokenizer="

@@ -33,6 +33,7 @@ from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from operators import loss
 from training.config import TrainConfig
+from training.optim import build_optimizers, clip_gradients
 from training.parallel import Strategy, build_strategy
 from training.world import World
 
@@ -274,7 +275,7 @@ def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: i
                 out.register_hook(lambda _: end_of(phase))
 
             block.register_forward_hook(watch)
-        optimizers = strategy.optimizers(model, train)
+        optimizers = build_optimizers(model, train, torch.device("cpu"))
         without_ids = live.now
         ids = torch.zeros(train.batch_size, c.block_size, dtype=torch.long)
         ids_bytes = live.now - without_ids
@@ -291,7 +292,7 @@ def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: i
                 loss.backward()
             del loss
             end_of("tail")
-        strategy.clip(model, train.grad_clip)
+        clip_gradients(model, train.grad_clip)
         before = live.now
         for optimizer in optimizers:
             optimizer.step()

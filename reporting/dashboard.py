@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from base.errors import MissingPackage
+from base.errors import require
 from base.text import duration
 from reporting.progress import Progress
+from training.config import TrainConfig
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,12 +20,11 @@ EIGHTHS = " ▁▂▃▄▅▆▇█"
 MOST_POINTS = 4096  # of the loss, twice as many as are kept after thinning
 
 
-def check_rich() -> None:
-    """Raises ImportError, with what to do, where rich is not installed."""
-    try:
-        import rich  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage("dashboard=True needs rich: pip install rich") from error
+def check_dashboard(config: TrainConfig) -> None:
+    """Raises MissingPackage, with what to do, where the configuration asks for it and rich is not
+    installed."""
+    if config.dashboard:
+        require("rich", "dashboard=True")
 
 
 def area_chart(values: Sequence[float], width: int, height: int) -> list[str]:

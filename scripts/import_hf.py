@@ -21,8 +21,10 @@ from base.errors import InputError, input_errors
 from base.fields import check
 from inference.hf import find_folder, load_hf
 from tokenization.tokenizers import find_tokenizer
-from training import checkpoint
+from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
+from training.saving import save_checkpoint
+from training.state import RunState
 
 
 @dataclass(kw_only=True)
@@ -48,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
         if words:
             raise InputError(f"{words[0]!r} is no flag: did you mean --model={words[0]!r}?")
         config = ImportConfig(**flags)
-        if checkpoint.list_checkpoints(config.out_dir):
+        if list_checkpoints(config.out_dir):
             raise InputError(f"{config.out_dir} holds the checkpoints of a run: choose a new --out_dir")
         folder = find_folder(config.model)
         own = folder if (folder / "tokenizer.json").is_file() else None
@@ -59,35 +61,15 @@ def main(argv: Sequence[str]) -> int:
                 f"tokenizer {tokenizer.name!r} has ids up to {tokenizer.length - 1}, the model "
                 f"{model.config.vocab_size} rows: it belongs to another model"
             )
-        # Belongs to no dataset: train.py refuses to resume from it and names the fingerprint
-        data = {
-            "dataset": None,
-            "fingerprint": "",
-            "bytes_per_token": None,
-            "tokenizer": None,
-            "eot_id": None,
-        }
+        state = RunState(origin="imported")  # it belongs to no dataset: train.py refuses to resume from it
         if tokenizer is not None:
-            data["tokenizer"] = {
-                "name": tokenizer.name,
-                "length": tokenizer.length,
-                "sha256": tokenizer.sha256,
-            }
-            data["eot_id"] = tokenizer.eot_id
-        state = {
-            "step": 0,
-            "tokens": 0,
-            "trained_s": 0.0,
-            "val_loss": None,
-            "best": None,
-            "grad_scaler": {},
-            "data": data,
-        }
+            named = {"name": tokenizer.name, "length": tokenizer.length, "sha256": tokenizer.sha256}
+            state.data |= {"tokenizer": named, "eot_id": tokenizer.eot_id}
         resolved = {
             "model": asdict(model.config),
             "train": asdict(TrainConfig(init_from=f"hf:{config.model}")),
         }
-        path = checkpoint.save_checkpoint(config.out_dir, dict(model.named_parameters()), state, resolved)
+        path = save_checkpoint(config.out_dir, dict(model.named_parameters()), state, resolved)
         if tokenizer is not None:
             tokenizer.save(config.out_dir)
     print(f"{path}\n{model.config.summary()}\n{model.get_num_params():,} parameters")

@@ -62,13 +62,16 @@ TINY_FLAGS = (
 
 @pytest.fixture
 def run(dataset: Path, tmp_path: Path) -> Callable[..., int]:
-    """run("name", "--flag=value", …): trains into tmp_path/name in this process and returns the exit code."""
+    """run("name", "--flag=value", …): trains into tmp_path/name in this process and returns the exit code. Keywords are those
+    of train.main: schedule, through which a test has its say at a step."""
     import train
 
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
 
-    def call(name: str, *flags: str) -> int:
-        return train.main([*TINY_FLAGS, f"--dataset={dataset}", f"--out_dir={tmp_path / name}", *flags])
+    def call(name: str, *flags: str, **options: object) -> int:
+        return train.main(
+            [*TINY_FLAGS, f"--dataset={dataset}", f"--out_dir={tmp_path / name}", *flags], **options
+        )
 
     yield call
     for number, handler in handlers.items():

@@ -1,20 +1,21 @@
-"""Runs of train.py in a process group that is already there: dist.on_ranks starts a world once for many."""
+"""Runs of train.py in a process group that is already there: on_ranks starts a world once for many."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 import train
 from training.config import load_config
+from training.optim import learning_rate_at
 from training.world import StopSignals, World
 
 
-def train_once(world: World, flags: Sequence[str]) -> int:
-    """train.py's run in a process group that is already there. The exit code."""
+def train_once(world: World, flags: Sequence[str], schedule: Callable = learning_rate_at) -> int:
+    """train.py's run in a process group that is already there. The exit code. `schedule` is how a test
+    has its say at a step."""
     model_config, config = load_config(flags)
-    derived = train.derived_figures(model_config, config)
-    return train.train(model_config, config, derived, world, torch.device("cpu"), StopSignals(), flags)
+    return train.train(model_config, config, world, torch.device("cpu"), StopSignals(), flags, schedule)
 
 
 def train_all(world: World, jobs: Sequence[Sequence[str]], codes: Path | None = None) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +23,11 @@ import train
 from inference.models import find_model
 from reporting.run_log import RunLog
 from tokens.data import tokenizer_files
-from training import checkpoint
+from training import checkpoint, keeping, saving
+from training import run as training_run
 from training.config import TrainConfig
+from training.optim import learning_rate_at
+from training.run import prepare_embedded
 from training.world import StopSignals, World
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -253,13 +257,13 @@ def test_a_world_without_torchrun_is_refused(run, monkeypatch, capsys):
 
 def test_an_asynchronous_checkpoint_is_written_while_steps_go_on(run, tmp_path, monkeypatch):
     run("sync")
-    plain = checkpoint.write_durably
+    plain = saving.write_durably
 
     def slowly(file: Path, parts: object) -> dict:
         time.sleep(0.1 if "partial_step_00000003" in str(file) else 0)
         return plain(file, parts)
 
-    monkeypatch.setattr(checkpoint, "write_durably", slowly)
+    monkeypatch.setattr(saving, "write_durably", slowly)
     assert run("async", "--async_checkpoint") == 0
     events = [
         (e["event"], e["step"])
@@ -277,7 +281,7 @@ def test_an_asynchronous_checkpoint_is_written_while_steps_go_on(run, tmp_path, 
 def test_signals_while_saving_and_before_the_first_step(run, tmp_path, monkeypatch):
     flags = ["--max_iters=8", "--eval_interval=4", "--dropout=0.1"]
     run("whole", *flags)
-    plain = checkpoint.write_durably
+    plain = saving.write_durably
 
     def interrupted(file: Path, parts: object) -> dict:
         if "step_00000004" in str(file) and file.name == "optimizer.safetensors":
@@ -289,10 +293,10 @@ def test_signals_while_saving_and_before_the_first_step(run, tmp_path, monkeypat
         return None
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "check_space", early)  # the last thing before the loop
+        patch.setattr("training.run.check_space", early)  # the last thing before the loop
         assert run("parts", *flags) == 75
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_durably", interrupted)
+        patch.setattr(saving, "write_durably", interrupted)
         assert run("parts", *flags) == 75
     assert run("parts", *flags) == 0
     assert [e["start_step"] for e in read_events(tmp_path / "parts", "run_start")] == [0, 0, 5]
@@ -302,10 +306,10 @@ def test_signals_while_saving_and_before_the_first_step(run, tmp_path, monkeypat
 
 def test_no_room_for_a_checkpoint_is_said_before_the_run(run, tmp_path, monkeypatch, capsys):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
+    monkeypatch.setattr(keeping.shutil, "disk_usage", lambda path: usage._replace(free=100_000))
     assert exit_code(run, "a") == 2 and not (tmp_path / "a").exists()
     assert "one checkpoint takes" in capsys.readouterr().err
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage._replace(free=600_000))
+    monkeypatch.setattr(keeping.shutil, "disk_usage", lambda path: usage._replace(free=600_000))
     assert run("a") == 0 and "more checkpoints take" in capsys.readouterr().out
 
 
@@ -353,8 +357,6 @@ def test_a_wandb_run_goes_on_under_its_id(run, monkeypatch):
 
 
 def test_print_config_needs_neither_data_nor_device(capsys):
-    import train
-
     assert (
         train.main(["config/full_qwen3_1.5b.py", "--device=cuda:99", "--dataset=nowhere", "--print_config"])
         == 0
@@ -395,18 +397,15 @@ def test_the_command_line_itself(tmp_path, dataset):
     assert done.returncode == 0 and "step 6/6 | loss" in done.stdout and "tokens/s" in done.stdout
 
 
-def signal_after(monkeypatch, steps: int, number: int = signal.SIGTERM) -> None:
-    """The signal arrives within the optimizer step that leads to step `steps`."""
-    import train
+def signal_after(steps: int, number: int = signal.SIGTERM) -> Callable[[int, TrainConfig], float]:
+    """A schedule with which the signal arrives within the optimizer step that leads to step `steps`."""
 
-    plain = train.learning_rate_at
-
-    def learning_rate_at(step: int, config: object) -> float:
+    def schedule(step: int, config: TrainConfig) -> float:
         if step == steps - 1:
             signal.raise_signal(number)
-        return plain(step, config)
+        return learning_rate_at(step, config)
 
-    monkeypatch.setattr(train, "learning_rate_at", learning_rate_at)
+    return schedule
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -414,9 +413,7 @@ def test_a_stop_at_any_step_changes_nothing(run, tmp_path, monkeypatch, capsys, 
     flags = [f"--optimizer={optimizer}", "--dropout=0.1", "--max_iters=8", "--eval_interval=4"]
     run("whole", *flags)
     for steps in (1, 2, 5):
-        with monkeypatch.context() as patch:
-            signal_after(patch, steps)
-            assert run("parts", *flags) == 75
+        assert run("parts", *flags, schedule=signal_after(steps)) == 75
         assert f"SIGTERM at step {steps}" in capsys.readouterr().out
         assert (
             read_events(tmp_path / "parts")[-1]["step"]
@@ -456,20 +453,15 @@ def test_a_second_signal_ends_at_once(monkeypatch):
 def test_an_error_within_the_loop_is_logged_and_costs_the_steps_since_the_last_save(
     run, tmp_path, monkeypatch
 ):
-    import train
-
     run("whole")
 
     def fails_at_4(step: int, config: object) -> float:
         if step == 4:
             raise RuntimeError("device lost")
-        return plain(step, config)
+        return learning_rate_at(step, config)
 
-    plain = train.learning_rate_at
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "learning_rate_at", fails_at_4)
-        with pytest.raises(RuntimeError, match="device lost"):
-            run("parts")
+    with pytest.raises(RuntimeError, match="device lost"):
+        run("parts", schedule=fails_at_4)
     assert read_events(tmp_path / "parts")[-1]["reason"] == "error: RuntimeError: device lost"
     assert not [t for t in threading.enumerate() if t.name.startswith("data")]
     assert run("parts") == 0
@@ -495,9 +487,7 @@ def test_damaged_checkpoints_take_no_good_ones_place(run, tmp_path, monkeypatch,
     run("a", "--max_iters=9", "--always_save_checkpoint")
     for step in (6, 9):
         (checkpoint.checkpoint_path(tmp_path / "a", step) / "state.json").write_text("{}")
-    with monkeypatch.context() as patch:
-        signal_after(patch, 5)
-        assert run("a", "--max_iters=9", "--keep_last=1") == 75
+    assert run("a", "--max_iters=9", "--keep_last=1", schedule=signal_after(5)) == 75
     assert [step for step, _ in checkpoint.list_checkpoints(tmp_path / "a")] == [3, 5]
     damaged = sorted((tmp_path / "a" / "checkpoints").glob("damaged_*"))
     assert [path.name for path in damaged] == ["damaged_step_00000006", "damaged_step_00000009"]
@@ -509,12 +499,11 @@ def test_damaged_checkpoints_take_no_good_ones_place(run, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize("cut_off", [3, 6])
 def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monkeypatch, cut_off):
-    schedule = train.learning_rate_at  # which makes the evaluation that is cut off the best
-    monkeypatch.setattr(
-        train, "learning_rate_at", lambda step, c: schedule(step, c) if step < cut_off else 10.0
-    )
-    run("whole", "--max_iters=9", "--keep_last=1")
-    seen, plain = [], train.evaluate
+    def schedule(step: int, config: TrainConfig) -> float:  # it makes the evaluation that is cut off the best
+        return learning_rate_at(step, config) if step < cut_off else 10.0
+
+    run("whole", "--max_iters=9", "--keep_last=1", schedule=schedule)
+    seen, plain = [], training_run.evaluate
 
     def evaluate(*args: object) -> float | None:
         seen.append(args)
@@ -523,16 +512,16 @@ def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monk
         return plain(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "evaluate", evaluate)
-        assert run("parts", "--max_iters=9", "--keep_last=1") == 75
+        patch.setattr(training_run, "evaluate", evaluate)
+        assert run("parts", "--max_iters=9", "--keep_last=1", schedule=schedule) == 75
     path = checkpoint.checkpoint_path(tmp_path / "parts", cut_off)
     assert checkpoint.list_checkpoints(tmp_path / "parts")[-1][1] == path
     assert cut_off not in [e["step"] for e in read_events(tmp_path / "parts", "eval")]
     written = (path / "manifest.json").stat()
-    assert run("parts", "--max_iters=9", "--keep_last=1") == 0
+    assert run("parts", "--max_iters=9", "--keep_last=1", schedule=schedule) == 0
     assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
     best = [
-        checkpoint.load_state(checkpoint.checkpoint_path(tmp_path / name, 9))[0]["best"]
+        checkpoint.load_state(checkpoint.checkpoint_path(tmp_path / name, 9))[0].best
         for name in ("whole", "parts")
     ]
     assert (
@@ -544,7 +533,7 @@ def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monk
 
 
 def test_the_best_may_be_one_that_was_rated_after_it_was_saved(tmp_path):
-    checkpoints = checkpoint.Checkpoints(tmp_path, World(), TrainConfig(), {"step": 2, "val_loss": 3.0}, 4)
+    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(), {"step": 2, "val_loss": 3.0}, 4)
     checkpoints.rate(4, None)
     checkpoints.rate(4, 3.5)
     assert checkpoints.best == {"step": 2, "val_loss": 3.0}
@@ -553,8 +542,9 @@ def test_the_best_may_be_one_that_was_rated_after_it_was_saved(tmp_path):
 
 
 def test_between_bad_steps_no_checkpoint_is_removed(run, tmp_path, monkeypatch, capsys):
-    plain = train.learning_rate_at
-    monkeypatch.setattr(train, "learning_rate_at", lambda step, c: 1e37 if step == 4 else plain(step, c))
+    def schedule(step: int, config: TrainConfig) -> float:
+        return 1e37 if step == 4 else learning_rate_at(step, config)
+
     flags = [
         "--max_iters=60",
         "--grad_clip=0",
@@ -562,7 +552,7 @@ def test_between_bad_steps_no_checkpoint_is_removed(run, tmp_path, monkeypatch, 
         "--checkpoint_interval=2",
         "--eval_interval=50",
     ]
-    assert run("a", *flags, "--max_bad_steps=6", "--log_interval=50") == 1
+    assert run("a", *flags, "--max_bad_steps=6", "--log_interval=50", schedule=schedule) == 1
     end = read_events(tmp_path / "a")[-1]
     assert end["reason"].startswith("error: 7 steps in a row were skipped") and end["step"] == 12
     assert "the last good step led to 5" in capsys.readouterr().out
@@ -598,15 +588,13 @@ def test_what_may_change_on_resume(run, tmp_path):
 
 def test_evaluation_windows_are_those_of_every_run(run, tmp_path, monkeypatch):
     """The same windows at each evaluation, whatever the seed."""
-    import train
-
     seen = []
 
     def evaluate(model: object, batches: object, *rest: object) -> float:
         seen.append([x.tolist() for x, _ in batches])
         return 1.0
 
-    monkeypatch.setattr(train, "evaluate", evaluate)
+    monkeypatch.setattr(training_run, "evaluate", evaluate)
     run("a")
     run("b", "--seed=8")
     train_windows, val_windows = seen[0], seen[1]
@@ -671,8 +659,6 @@ def test_notes_are_said(run, capsys):
 
 
 def test_a_dataset_that_is_not_prepared_names_the_command(run, tmp_path, monkeypatch, capsys):
-    import train
-
     monkeypatch.setattr(train, "ROOT", tmp_path)
     (tmp_path / "data" / "slimpajama").mkdir(parents=True)
     (tmp_path / "data" / "slimpajama" / "prepare.py").write_text("")
@@ -834,11 +820,11 @@ def test_only_its_own_name_prepares_the_embedded_corpus(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "ROOT", tmp_path)
     monkeypatch.setattr("tokenization.embedded.prepare", prepared.append)
     for dataset in ("elsewhere/python_stdlib_copy", "my_python_stdlib:0.5,other:0.5"):
-        train.prepare_embedded(dataset, World())
+        prepare_embedded(dataset, World(), tmp_path / "data")
     assert not prepared
     with pytest.raises(ValueError, match="weight above 0"):
-        train.prepare_embedded("python_stdlib:none,other:1", World())
+        prepare_embedded("python_stdlib:none,other:1", World(), tmp_path / "data")
     assert not prepared
     for dataset in ("python_stdlib", "python_stdlib:0.5,other:0.5"):
-        train.prepare_embedded(dataset, World())
+        prepare_embedded(dataset, World(), tmp_path / "data")
     assert prepared == [tmp_path / "data" / "python_stdlib"] * 2

@@ -4,8 +4,8 @@
 
 Which one wins differs between generations of GPUs and versions: cuDNN's is far ahead of FlashAttention 2 on
 Hopper and behind on A100, and what torch takes by itself ("sdpa") has changed. Rank 0 measures and all
-follow; a checkpoint keeps the choice, so that a resumed run computes the same bits. On CPU the choice
-is a table (operators.attention.choose_backend). flex_attention is not among the candidates: for a mask that is
+follow; a checkpoint keeps the choice, so that a resumed run computes the same bits. On CPU the choice is a
+table (operators.attention.choose_backend). flex_attention is not among the candidates: for a mask that is
 merely causal its generated kernel is FlashAttention's schedule once more; with document_masking=True it
 runs, and nothing is chosen."""
 

@@ -2,7 +2,7 @@
 norms, attention and the output head stay what they are, and so do the names in a checkpoint.
 
     check_fp8(config, model_config, device)
-    convert_blocks(model, "rowwise")         # before the model is compiled or sharded
+    convert_blocks(model, "rowwise", device)  # before the model is compiled or sharded
 
 tensorwise: one scale a tensor, the fastest. rowwise: one scale a row, nearer to bf16. Both scales are those
 of the tensors at hand. MFU is still counted against the GPU's bf16 peak."""
@@ -12,26 +12,32 @@ import dataclasses
 import torch
 from torch import nn
 
-from base.errors import InputError, MissingPackage
+from base.errors import InputError, require
 from model_config import ModelArchitectureConfig
 from training.config import TrainConfig
 
 FP8_CAPABILITY = (8, 9)  # Ada, Hopper, Blackwell
-EMULATED = False  # a test's: rounded to FP8 and multiplied in fp32, on any device
+
+
+def has_fp8(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
 
 
 def check_fp8(train: TrainConfig, config: ModelArchitectureConfig, device: torch.device) -> None:
-    """Raises InputError where the device or a size cannot, ImportError where torchao is missing."""
+    """Raises InputError where the device or a size cannot, MissingPackage without torchao."""
     recipe = train.fp8
     if recipe == "none":
         return
-    has_fp8 = EMULATED or (
-        device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-    )
-    if not has_fp8:
+    if not has_fp8(device):
         raise InputError(
             f"fp8={recipe!r} needs an NVIDIA GPU of Ada, Hopper or newer, not {device.type}: pass --fp8=none"
         )
+    check_sizes(train, config)
+    require("torchao.float8", f"fp8={recipe!r}", "torchao")
+
+
+def check_sizes(train: TrainConfig, config: ModelArchitectureConfig) -> None:
+    """Raises InputError for a size that FP8's matmul cannot take."""
     heads = (config.n_head + 2 * config.num_key_value_heads) * config.head_dim
     attended = config.n_head * config.head_dim
     sizes = {
@@ -44,19 +50,16 @@ def check_fp8(train: TrainConfig, config: ModelArchitectureConfig, device: torch
     for name, size in sizes.items():
         if size % 16:
             raise InputError(
-                f"fp8={recipe!r}: {name} = {size} is no multiple of 16, which FP8's matmul needs"
+                f"fp8={train.fp8!r}: {name} = {size} is not a multiple of 16, which FP8's matmul needs"
             )
-    try:
-        import torchao.float8  # noqa: F401
-    except ImportError as error:
-        raise MissingPackage(f"fp8={recipe!r} needs torchao: pip install torchao") from error
 
 
-def convert_blocks(model: nn.Module, recipe: str) -> None:
-    """In place, the linear layers of model.blocks; on the meta device too."""
+def convert_blocks(model: nn.Module, recipe: str, device: torch.device) -> None:
+    """Converts the linear layers of model.blocks in place; on the meta device too. Where `device`, on which
+    the model will be, has no FP8, its matmuls are emulated: rounded to FP8 and multiplied in fp32."""
     if recipe == "none":
         return
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
-    config = dataclasses.replace(Float8LinearConfig.from_recipe_name(recipe), emulate=EMULATED)
+    config = dataclasses.replace(Float8LinearConfig.from_recipe_name(recipe), emulate=not has_fp8(device))
     convert_to_float8_training(model.blocks, config=config)

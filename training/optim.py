@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from training.config import TrainConfig
 
@@ -75,6 +76,16 @@ def build_optimizers(
             )
         )
     return optimizers
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
+    """Scales the gradients to a global norm of at most max_norm. Their norm before, the same number on
+    every rank."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if isinstance(norm, DTensor):
+        norm = norm.full_tensor()
+    torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+    return norm
 
 
 STATE_KEYS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}

@@ -1,10 +1,8 @@
-"""One model on many processes: single, DDP, ZeRO-1, FSDP and hybrid sharding behind five verbs.
+"""One model on many processes: single, DDP, ZeRO-1, FSDP and hybrid sharding behind three verbs.
 
     strategy = build_strategy(config, world, device, dtype)
     forward = strategy.wrap(model, seed)              # model on the meta device -> weights on the device, whole or a shard
     with strategy.gradient_sync(model, last): …       # around a micro-step; gradients travel in the last one only
-    norm = strategy.clip(model, max_norm)             # of all gradients, the same number on every rank
-    optimizers = strategy.optimizers(model, config)
     strategy.tensors(model, optimizers)               # {name: tensor or this rank's shard of it}, to save or to fill
 
 train.py never asks which strategy it runs. ZeRO-1 is FSDP2's fully_shard without resharding: a rank holds a
@@ -32,7 +30,7 @@ from base.errors import InputError
 from model_builder import ConfigurableGPT, init_weights
 from training.config import TrainConfig
 from training.fp8 import convert_blocks
-from training.optim import build_optimizers, optimizer_tensors
+from training.optim import optimizer_tensors
 from training.world import World
 
 
@@ -58,25 +56,13 @@ class Strategy:
     def gradient_sync(self, model: ConfigurableGPT, last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
-    def clip(self, model: ConfigurableGPT, max_norm: float) -> Tensor:
-        """Scales the gradients to a global norm of at most max_norm and returns the norm before."""
-        grads = [p.grad for p in model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
-        return norm
-
-    def optimizers(self, model: ConfigurableGPT, config: TrainConfig) -> list[torch.optim.Optimizer]:
-        return build_optimizers(model, config, self.device)
-
     def tensors(self, model: ConfigurableGPT, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
         """Everything that a checkpoint keeps: parameters by NAME, optimizer state as NAME/KEY."""
         return dict(model.named_parameters()) | optimizer_tensors(model, optimizers)
 
     def _prepare_blocks(self, model: ConfigurableGPT, compile: bool) -> None:
         """FP8 and activation checkpointing inside, compilation around them; sharding comes around all."""
-        convert_blocks(model, self.config.fp8)
+        convert_blocks(model, self.config.fp8, self.device)
         for block in model.blocks:
             if self.config.activation_checkpointing != "none":
                 recompute = (

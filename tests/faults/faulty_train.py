@@ -8,24 +8,24 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 
 sys.path.insert(0, os.path.abspath(f"{__file__}/../../.."))
 import train
+from training.optim import learning_rate_at
 from training.world import exit_with
 
 kind, rank, at = sys.argv.pop(1).split(":")
-plain = train.learning_rate_at
 
 
-def learning_rate_at(step: int, config: object) -> float:
+def schedule(step: int, config: object) -> float:
     if os.environ["RANK"] == rank and step == int(at) and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         if kind == "hang":
             time.sleep(10_000)
         elif kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         raise RuntimeError("device lost")
-    return plain(step, config)
+    return learning_rate_at(step, config)
 
 
-train.learning_rate_at = learning_rate_at
-exit_with(train.main, sys.argv[1:])
+exit_with(partial(train.main, schedule=schedule), sys.argv[1:])

@@ -58,7 +58,7 @@ def finish(command: list[str], **env: str) -> tuple[int, str]:
 
 
 def digests(out_dir: Path, step: int) -> dict[str, str]:
-    manifest = checkpoint.load_manifest(checkpoint.checkpoint_path(out_dir, step))
+    manifest = checkpoint.read_manifest(checkpoint.checkpoint_path(out_dir, step))
     return {file: r["sha256"] for file, r in manifest.items() if file.endswith(".safetensors")}
 
 

@@ -11,7 +11,7 @@ from conftest import read_events
 
 import compare_architectures
 from reporting.backends import Backends
-from reporting.meters import EnergyMeter
+from training.meters import EnergyMeter
 from training.world import World
 
 
@@ -97,7 +97,7 @@ def test_energy_adds_up_over_sessions(run, tmp_path, monkeypatch, capsys):
     """A device that reports 10 J more at every reading; the second session begins at its counter's own
     number."""
     counts = iter(range(5000, 10**6, 10))
-    monkeypatch.setattr("reporting.meters.energy_counter", lambda device: lambda: float(next(counts)))
+    monkeypatch.setattr("training.meters.energy_counter", lambda device: lambda: float(next(counts)))
     assert run("a", "--max_iters=3") == 0
     assert run("a") == 0
     logged = [e["energy_j"] for e in read_events(tmp_path / "a", "train")]

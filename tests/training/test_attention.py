@@ -136,15 +136,13 @@ def test_gradients_that_are_not_finite(monkeypatch):
 
 
 def test_a_run_uses_logs_saves_and_keeps_its_kernel(run, tmp_path, monkeypatch, capsys):
-    import train
 
     called, saved = [], []
     monkeypatch.setitem(
         ATTENTION_BACKENDS, "efficient", lambda *a: called.append(1) or ATTENTION_BACKENDS["sdpa"](*a)
     )
     monkeypatch.setattr(
-        train,
-        "choose_kernel",
+        "training.run.choose_kernel",
         lambda *a: saved.append(a[-1]) or ("efficient", {"efficient": 1.0, "sdpa": 2.0}),
     )
     monkeypatch.setattr("operators.attention.backend_problem", lambda *a: None)

@@ -11,9 +11,10 @@ import torch
 
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from training import checkpoint
+from training import checkpoint, keeping, saving
 from training.config import TrainConfig
 from training.optim import build_optimizers, optimizer_tensors
+from training.state import RunState
 from training.world import World
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "config.json", "manifest.json")
@@ -33,7 +34,7 @@ def trained(seed: int = 0, optimizer: str = "muon", n_embd: int = 16) -> tuple:
 
 def save(out_dir, step, model, optimizers):
     tensors = dict(model.named_parameters()) | optimizer_tensors(model, optimizers)
-    return checkpoint.save_checkpoint(out_dir, tensors, {"step": step}, {"model": {}, "train": {}})
+    return saving.save_checkpoint(out_dir, tensors, RunState(step=step), {"model": {}, "train": {}})
 
 
 def said(caplog) -> list[str]:
@@ -55,7 +56,7 @@ def test_round_trip(tmp_path):
     assert (
         "blocks.0.attention.qkv.weight/momentum_buffer" in ours and "token_embedding.weight/exp_avg" in ours
     )
-    assert checkpoint.load_state(path)[0] == {"step": 5}
+    assert checkpoint.load_state(path) == (RunState(step=5, origin="imported"), {"model": {}, "train": {}})
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -95,9 +96,9 @@ def test_what_a_crash_leaves_behind_is_no_checkpoint(tmp_path, monkeypatch):
     def crash(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    for stage in ("write_json", "fsync"):
+    for stage in ("json_bytes", "fsync"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint, stage, crash)
+            patch.setattr(saving, stage, crash)
             with pytest.raises(OSError):
                 save(tmp_path, 2, model, optimizers)
         assert checkpoint.list_checkpoints(tmp_path) == [(1, first)]
@@ -123,7 +124,7 @@ def test_pruning_keeps_the_last_and_the_named(tmp_path):
     model, optimizers = trained()
     for step in range(1, 7):
         save(tmp_path, step, model, optimizers)
-    checkpoint.prune_checkpoints(tmp_path, 2, {3})
+    keeping.prune_checkpoints(tmp_path, 2, {3})
     assert [s for s, _ in checkpoint.list_checkpoints(tmp_path)] == [3, 5, 6]
     assert not list((tmp_path / "checkpoints").glob("partial*"))
 
@@ -134,8 +135,8 @@ def test_what_was_just_written_is_never_removed(tmp_path, prune):
     model, optimizers = trained()
     for step in (7, 8, 9):
         save(tmp_path, step, model, optimizers)
-    checkpoints = checkpoint.Checkpoints(tmp_path, World(), TrainConfig(keep_last=2), None, None)
-    state = {"step": 5, "val_loss": None}
+    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(keep_last=2), None, None)
+    state = RunState(step=5)
     checkpoints.save(dict(model.named_parameters()), state, {}, wait=True, prune=prune)
     assert [s for s, _ in checkpoint.list_checkpoints(tmp_path)] == ([5, 8, 9] if prune else [5, 7, 8, 9])
 
@@ -146,23 +147,21 @@ def test_what_is_damaged_goes_aside_and_nothing_else(tmp_path):
     for step in (1, 3):
         (checkpoint.checkpoint_path(tmp_path, step) / "state.json").unlink()
     aside = checkpoint.checkpoint_path(tmp_path, 3).with_name("damaged_step_00000003")
-    assert checkpoint.set_aside_damaged(tmp_path, 2) == [
-        aside
-    ]  # the first one is older, the fourth can be read
+    assert keeping.set_aside_damaged(tmp_path, 2) == [aside]  # the first one is older, the fourth can be read
     assert [step for step, _ in checkpoint.list_checkpoints(tmp_path)] == [1, 2, 4] and (
         aside / "config.json"
     ).is_file()
     save(tmp_path, 3, *trained())
     (checkpoint.checkpoint_path(tmp_path, 3) / "state.json").unlink()
-    (again,) = checkpoint.set_aside_damaged(tmp_path, 2)
+    (again,) = keeping.set_aside_damaged(tmp_path, 2)
     assert again != aside and aside.is_dir() and again.name.startswith("damaged_step_00000003_")
 
 
 def test_setting_aside_loses_nothing(tmp_path):
-    assert checkpoint.set_aside_run(tmp_path) is None
+    assert keeping.set_aside_run(tmp_path) is None
     for n in (1, 2):
         save(tmp_path, n, *trained())
-        assert checkpoint.set_aside_run(tmp_path) == tmp_path / f"checkpoints_before_{n}"
+        assert keeping.set_aside_run(tmp_path) == tmp_path / f"checkpoints_before_{n}"
     assert (tmp_path / "checkpoints_before_2" / "step_00000002" / "manifest.json").is_file()
 
 
@@ -264,7 +263,7 @@ def test_what_cannot_be_removed_costs_a_warning(tmp_path, monkeypatch, caplog):
     """As over NFS while sample.py reads the folder: a run of weeks does not end for it."""
     model, optimizers = trained()
     tensors = dict(model.named_parameters()) | optimizer_tensors(model, optimizers)
-    checkpoints = checkpoint.Checkpoints(tmp_path, World(), TrainConfig(keep_last=1), None, None)
+    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(keep_last=1), None, None)
     plain = shutil.rmtree
 
     def busy(path, *args, **kwargs):
@@ -276,14 +275,14 @@ def test_what_cannot_be_removed_costs_a_warning(tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(shutil, "rmtree", busy)
     for step in (1, 2):
-        checkpoints.save(tensors, {"step": step, "val_loss": None}, {}, wait=True)
+        checkpoints.save(tensors, RunState(step=step, val_loss=None), {}, wait=True)
     assert (
         len(said(caplog)) == 1
         and "step_00000001" in said(caplog)[0]
         and "could not be removed" in said(caplog)[0]
     )
     monkeypatch.undo()
-    checkpoints.save(tensors, {"step": 3, "val_loss": None}, {}, wait=True)
+    checkpoints.save(tensors, RunState(step=3, val_loss=None), {}, wait=True)
     assert [f.name for f in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
 
 
@@ -294,9 +293,9 @@ def test_saves_that_were_cut_off_do_not_fill_the_disk(tmp_path, monkeypatch):
     path.rename(left)
     size = sum(f.stat().st_size for f in left.iterdir())
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
-    checkpoint.check_space(tmp_path, size, keep_last=1)
+    keeping.check_space(tmp_path, size, keep_last=1)
     with pytest.raises(ValueError, match="make room"):
-        checkpoint.check_space(tmp_path, size + 1, keep_last=1)
+        keeping.check_space(tmp_path, size + 1, keep_last=1)
     save(tmp_path, 2, model, optimizers)
     assert not left.exists()
 
@@ -304,9 +303,9 @@ def test_saves_that_were_cut_off_do_not_fill_the_disk(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
     model, optimizers = trained()
     tensors = dict(model.named_parameters()) | optimizer_tensors(model, optimizers)
-    checkpoints = checkpoint.Checkpoints(tmp_path, World(), TrainConfig(keep_last=1), None, None)
+    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(keep_last=1), None, None)
     for step, loss in ((1, float("nan")), (2, 3.0), (3, 4.0), (4, float("nan"))):
-        checkpoints.save(tensors, {"step": step, "val_loss": loss}, {}, wait=True)
+        checkpoints.save(tensors, RunState(step=step, val_loss=loss), {}, wait=True)
     assert checkpoints.best == {"step": 2, "val_loss": 3.0}
     assert [s for s, _ in checkpoint.list_checkpoints(tmp_path)] == [2, 4]
 
@@ -335,8 +334,8 @@ def test_ranks_go_on_from_what_rank_0_sees(tmp_path):
 def test_ranks_divide_what_each_has_whole():
     """Every tensor is saved by one rank, and no rank has much more to copy than another."""
     tensors = {str(n): torch.zeros(n) for n in (400, 3, 300, 1, 300, 200, 100, 90)}
-    shares = [checkpoint.own_share(tensors, World(rank=rank, size=3)) for rank in range(3)]
+    shares = [saving.own_share(tensors, World(rank=rank, size=3)) for rank in range(3)]
     assert sorted(name for share in shares for name in share) == sorted(tensors)
     loads = [sum(t.nbytes for t in share.values()) for share in shares]
     assert max(loads) - min(loads) <= 4 * 100
-    assert list(checkpoint.own_share(tensors, World())) == list(tensors)
+    assert list(saving.own_share(tensors, World())) == list(tensors)

@@ -15,11 +15,12 @@ from conftest import TINY_FLAGS, read_events, write_dataset
 from ranks import train_once
 
 import model_builder
-import train
+from base import files
 from model_config import get_preset_config
-from training import checkpoint
+from training import checkpoint, keeping, saving
 from training.config import TrainConfig
-from training.optim import StepGuard, build_optimizers, optimizer_tensors
+from training.optim import StepGuard, build_optimizers, learning_rate_at, optimizer_tensors
+from training.state import RunState
 from training.world import World, on_ranks
 
 
@@ -32,23 +33,13 @@ class Sabotage:
         self.signal_at: dict[int, int] = {}
         self.full_disk_at: set[int] = set()
         self.in_evaluation: int | None = None
-        plain_lr, plain_loss, plain_write = (
-            train.learning_rate_at,
-            model_builder.head_loss,
-            checkpoint.write_durably,
-        )
+        plain_loss, plain_write = model_builder.head_loss, saving.write_durably
 
-        def learning_rate_at(step: int, config: TrainConfig) -> float:
-            self.step = step
-            if step in self.signal_at:
-                os.kill(os.getpid(), self.signal_at.pop(step))
-            return plain_lr(step, config)
-
-        def head_loss(x: torch.Tensor, *args: object) -> torch.Tensor:
+        def head_loss(x: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
             if not torch.is_grad_enabled() and self.in_evaluation:
                 os.kill(os.getpid(), self.in_evaluation)
                 self.in_evaluation = None
-            loss = plain_loss(x, *args)
+            loss = plain_loss(x, *args, **options)
             return loss * float("nan") if torch.is_grad_enabled() and self.step in self.nan_steps else loss
 
         def write_durably(file: Path, parts: Iterator[bytes]) -> dict:
@@ -56,11 +47,13 @@ class Sabotage:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
             return plain_write(file, parts)
 
-        train.learning_rate_at, model_builder.head_loss, checkpoint.write_durably = (
-            learning_rate_at,
-            head_loss,
-            write_durably,
-        )
+        model_builder.head_loss, saving.write_durably = head_loss, write_durably
+
+    def schedule(self, step: int, config: TrainConfig) -> float:
+        self.step = step
+        if step in self.signal_at:
+            os.kill(os.getpid(), self.signal_at.pop(step))
+        return learning_rate_at(step, config)
 
 
 def faulty_runs(world: World, folder: Path) -> None:
@@ -68,7 +61,7 @@ def faulty_runs(world: World, folder: Path) -> None:
     common = [*TINY_FLAGS, f"--dataset={folder}/dataset", "--max_iters=9", "--eval_interval=3"]
 
     def run(name: str, *flags: str) -> None:
-        code = train_once(world, [*common, f"--out_dir={folder}/{name}", *flags])
+        code = train_once(world, [*common, f"--out_dir={folder}/{name}", *flags], sabotage.schedule)
         if world.rank == 0:
             with open(folder / f"{name}.codes", "a") as f:
                 f.write(f"{code} ")
@@ -112,7 +105,7 @@ STRATEGIES = ("", "--use_zero1", "--use_fsdp")
 
 
 def digests(out_dir: Path, step: int) -> dict[str, str]:
-    manifest = checkpoint.load_manifest(checkpoint.checkpoint_path(out_dir, step))
+    manifest = checkpoint.read_manifest(checkpoint.checkpoint_path(out_dir, step))
     return {file: r["sha256"] for file, r in manifest.items() if file.endswith(".safetensors")}
 
 
@@ -229,7 +222,7 @@ class DeathAt:
         self.left = n
         for module, name in ((os, "fsync"), (os, "rename"), (os, "mkdir"), (os, "unlink"), (os, "rmdir")):
             setattr(module, name, self.dying(getattr(module, name)))
-        checkpoint.open = self.open
+        files.open = self.open
 
     def tick(self) -> bool:
         self.left -= 1
@@ -279,14 +272,14 @@ def test_death_at_every_operation_of_a_save_loses_nothing(tmp_path):
     config = TrainConfig(keep_last=2, device="cpu")
     start = tmp_path / "start"
     for step in (1, 2, 3):
-        checkpoint.save_checkpoint(start, tensors, {"step": step}, {})
+        saving.save_checkpoint(start, tensors, RunState(step=step), {})
     damaged = checkpoint.checkpoint_path(start, 3) / "model.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-4])
     good = digests(start, 2)
 
     def save(out_dir: Path) -> None:
-        checkpoints = checkpoint.Checkpoints(out_dir, World(), config, None, None)
-        checkpoints.save(tensors, {"step": 3, "val_loss": None}, {}, wait=True)
+        checkpoints = keeping.Checkpoints(out_dir, World(), config, None, None)
+        checkpoints.save(tensors, RunState(step=3, val_loss=None), {}, wait=True)
 
     found_at, n = [], 0
     while True:

@@ -8,6 +8,8 @@ import torch
 from conftest import TINY_FLAGS, read_events
 from ranks import train_all
 
+import training.run
+from base.errors import MissingPackage
 from model_builder import ConfigurableGPT, init_weights
 from model_config import get_preset_config
 from training import fp8
@@ -20,9 +22,12 @@ SMALL = dict(
 CPU = torch.device("cpu")
 
 
+def configs(recipe="rowwise", batch_size=2, **fields):
+    return TrainConfig(fp8=recipe, batch_size=batch_size), get_preset_config("qwen3", **SMALL | fields)
+
+
 def check(device=CPU, recipe="rowwise", batch_size=2, **fields):
-    config = get_preset_config("qwen3", **SMALL | fields)
-    fp8.check_fp8(TrainConfig(fp8=recipe, batch_size=batch_size), config, device)
+    fp8.check_fp8(*configs(recipe, batch_size, **fields), device)
 
 
 def test_what_cannot_run_is_said(monkeypatch):
@@ -38,22 +43,21 @@ def test_what_cannot_run_is_said(monkeypatch):
         else:
             with pytest.raises(ValueError, match="not cuda"):
                 check(torch.device("cuda"))
-    monkeypatch.setattr(fp8, "EMULATED", True)
     for fields in ({"d_ff": 100}, {"n_embd": 72}, {"block_size": 15, "batch_size": 3}):
-        with pytest.raises(ValueError, match="is no multiple of 16"):
-            check(**fields)
+        with pytest.raises(ValueError, match="is not a multiple of 16"):
+            fp8.check_sizes(*configs(**fields))
+    monkeypatch.setattr(fp8, "has_fp8", lambda device: True)
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
-    with pytest.raises(ImportError, match="pip install torchao"):
+    with pytest.raises(MissingPackage, match="pip install torchao"):
         check()
 
 
 @pytest.mark.parametrize("recipe", ["tensorwise", "rowwise"])
-def test_loss_and_gradients_are_near_and_names_are_the_same(recipe, monkeypatch):
-    monkeypatch.setattr(fp8, "EMULATED", True)
+def test_loss_and_gradients_are_near_and_names_are_the_same(recipe):
     config = get_preset_config("qwen3", **SMALL)
     with torch.device("meta"):
         model = ConfigurableGPT(config)
-    fp8.convert_blocks(model, recipe)
+    fp8.convert_blocks(model, recipe, CPU)
     model.to_empty(device="cpu")
     init_weights(model, 0)
     plain = ConfigurableGPT(config, seed=0)
@@ -79,7 +83,7 @@ FLAGS = [
 
 
 def test_a_run_in_fp8(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(fp8, "EMULATED", True)
+    monkeypatch.setattr(training.run, "check_fp8", lambda *a: None)
     assert run("whole", *FLAGS, "--fp8=tensorwise") == 0
     for steps in (3, 6):
         assert run("parts", *FLAGS, "--fp8=tensorwise", f"--max_iters={steps}", "--lr_decay_iters=6") == 0
@@ -92,12 +96,12 @@ def test_a_run_in_fp8(run, tmp_path, monkeypatch, capsys):
 
 
 def train_emulated(world, jobs):
-    fp8.EMULATED = True
+    training.run.check_fp8 = lambda *a: None
     train_all(world, jobs)
 
 
 def test_every_strategy_trains_in_fp8(run, dataset, tmp_path, monkeypatch):
-    monkeypatch.setattr(fp8, "EMULATED", True)
+    monkeypatch.setattr(training.run, "check_fp8", lambda *a: None)
     assert run("single", *FLAGS, "--fp8=rowwise") == 0
     strategies = {
         "ddp": [],

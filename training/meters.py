@@ -1,8 +1,6 @@
-"""What a run reads off its machine: time, memory, energy."""
+"""The clock of a run, and the energy that it takes."""
 
 import logging
-import resource
-import sys
 import time
 from collections.abc import Callable
 
@@ -39,16 +37,6 @@ class StepTimer:
         mean = 1e3 * self._lap_s / self._lap_steps
         self._lap_s, self._lap_steps = 0.0, 0
         return mean
-
-
-def memory_gb(device: torch.device) -> float:
-    """Peak of the device's memory, in GB (1e9 bytes); on CPU of the process's resident set."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    if device.type == "mps":
-        return torch.mps.driver_allocated_memory() / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 class EnergyMeter:
