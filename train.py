@@ -37,7 +37,9 @@ from reporting import instruments
 from reporting.dashboard import check_rich
 from reporting.journal import Journal
 from reporting.meters import EnergyMeter, StepTimer
-from tokens.data import Dataset, dropout_seed, parse_mixture, tokenizer_files
+from tokens.dataset import Dataset, tokenizer_files
+from tokens.mixture import parse_mixture
+from tokens.order import dropout_seed
 from training import checkpoint, flops
 from training.attention import choose_kernel
 from training.config import TrainConfig, load_config_and
@@ -117,7 +119,20 @@ def train(
         strategy = build_strategy(config, world, device, dtype)
         out_dir = writable_folder(config.out_dir)
         prepare_embedded(config.dataset, world)
-        dataset = Dataset(config, model_config, world, ROOT / "data")
+        dataset = Dataset(
+            config.dataset,
+            ROOT / "data",
+            vocab_size=model_config.vocab_size,
+            block_size=model_config.block_size,
+            batch_size=config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            seed=config.seed,
+            eval_iters=config.eval_iters,
+            data_dtype=None if config.data_dtype == "auto" else config.data_dtype,
+            document_masking=config.document_masking,
+            rank=world.rank,
+            world_size=world.size,
+        )
         data, loader = dataset.record(config.max_iters), dataset.loader
         sampler = (
             TextSampler(config, dataset.folders[0], model_config.vocab_size) if config.sample_prompt else None

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 import train
 from inference.models import find_model
 from reporting.run_log import RunLog
-from tokens.data import tokenizer_files
+from tokens.dataset import tokenizer_files
 from training import checkpoint
 from training.config import TrainConfig
 from training.world import StopSignals, World
