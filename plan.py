@@ -29,8 +29,8 @@ from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from planning.memory import BatchMemory, largest_batch, parameters_by_part
 from planning.scaling import BESIROGLU, LAWS, best_shapes
-from tokens.data import dataset_folder
-from tokens.shards import read_meta
+from tokens.dataset import dataset_folder
+from tokens.format import read_meta
 from training import flops
 from training.config import TrainConfig, load_config_and
 

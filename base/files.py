@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from base.errors import InputError, one_line, reading
+from base.text import brief
 
 MAX_JSON_BYTES = 1 << 30  # of a file that is read as a whole
 
@@ -63,6 +65,16 @@ def sha256_of(file: str | Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def size_of(file: str | Path, what_to_do: str = "check the path") -> int:
+    """The bytes of a file. Raises InputError where it is missing, cannot be reached, or is a folder, a pipe
+    (which would block whoever opens it) or a device."""
+    with reading(file, what_to_do):
+        status = os.stat(file)
+    if not stat.S_ISREG(status.st_mode):
+        raise InputError(f"{file} is not a file: {what_to_do}")
+    return status.st_size
+
+
 def describe(file: str | Path) -> dict[str, Any]:
     """{"bytes", "sha256"} of a file, as write_durably gives them."""
     return {"bytes": os.path.getsize(file), "sha256": sha256_of(file)}
@@ -77,15 +89,17 @@ def parse_json(content: bytes | str, where: object, what_to_do: str = "copy it a
         raise InputError(f"{where} is damaged or not JSON ({one_line(error)}): {what_to_do}") from None
 
 
-def read_json(file: str | Path, what_to_do: str = "copy it again") -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError, which names the file, where it is missing, cannot be
-    read, is too large, is not JSON or holds something else than an object."""
+def read_json(
+    file: str | Path, what_to_do: str = "copy it again", max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError, which names the file, where it is missing, not a file,
+    cannot be read, is larger than max_bytes, is not JSON or holds something other than an object."""
+    size = size_of(file, what_to_do)
+    if size > max_bytes:
+        raise InputError(
+            f"{file} has {size:,} bytes, more than JSON that is read here may have: {what_to_do}"
+        )
     with reading(file, what_to_do):
-        size = os.path.getsize(file)
-        if size > MAX_JSON_BYTES:
-            raise InputError(
-                f"{file} has {size:,} bytes, more than JSON that is read here may have: {what_to_do}"
-            )
         content = Path(file).read_bytes()
     value = parse_json(content, file, what_to_do)
     if not isinstance(value, dict):
@@ -114,7 +128,7 @@ def entry(
     kinds = kind if isinstance(kind, tuple) else (kind,)
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         wanted = " or ".join("null" if k is type(None) else k.__name__ for k in kinds)
-        raise InputError(f"{where}: {key!r} is {str(value)[:40]!r}, expected {wanted}: {what_to_do}")
+        raise InputError(f"{where}: {key!r} is {brief(value)}, expected {wanted}: {what_to_do}")
     return value
 
 

@@ -1,5 +1,6 @@
 """Numbers and tables for people, and what of a text a terminal may see."""
 
+import reprlib
 import unicodedata
 from collections.abc import Sequence
 
@@ -43,6 +44,12 @@ def table(
         return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rules, *cells[1:]])
     lines = [cells[0], *([["-" * w for w in widths]] if rule else []), *cells[1:]]
     return "\n".join("  ".join(row).rstrip() for row in lines)
+
+
+def brief(value: object, limit: int = 40) -> str:
+    """A value from outside on one short line, in quotes, whatever its type, size and nesting."""
+    text = value if isinstance(value, str) else reprlib.repr(value)
+    return repr(text[:limit])
 
 
 def printable(text: str) -> str:

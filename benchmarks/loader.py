@@ -31,8 +31,9 @@ import torch
 
 from base.errors import input_errors
 from benchmarks.records import config_from_flags, write_result
-from tokens.data import BatchLoader
-from tokens.shards import TokenStream, open_tokens
+from tokens.loader import BatchLoader
+from tokens.reader import open_tokens
+from tokens.stream import TokenStream
 
 VOCAB_SIZE = 151_936
 

@@ -39,7 +39,8 @@ from base.errors import InputError, input_errors
 from base.provenance import git_state, versions
 from hardware.device import device_name, keep_freed_memory
 from planning.memory import BatchMemory, largest_batch, step_memory
-from tokens.shards import ShardWriter, write_meta
+from tokens.format import write_meta
+from tokens.writer import ShardWriter
 from training.config import load_config
 
 RESULTS = Path(__file__).parent / "results"

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from tokens.shards import ShardWriter, write_meta
+from tokens.format import write_meta
+from tokens.writer import ShardWriter
 
 # Tiny matrices gain nothing from a second thread and lose much to it when the machine is busy. For
 # subprocesses too.

@@ -11,7 +11,7 @@ from model_builder import ConfigurableGPT
 from model_components import may_look, softmax_attention
 from model_config import PRESET_CONFIGS, get_preset_config
 from operators.attention import attend_flex, document_mask, flex_document_mask
-from tokens.data import document_starts
+from tokens.loader import document_starts
 
 VOCAB, EOT, T = 61, 7, 32
 HEADS = {

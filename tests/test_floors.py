@@ -114,12 +114,10 @@ def test_nothing_executable_is_loaded():
         for f in FILES
         if (m := unsafe.search(re.sub(r'"""[\s\S]*?"""|#.*', "", (ROOT / f).read_text())))
     }
-    # The config file that the user names; the reader of nanoGPT's meta.pkl, which admits plain values only
-    # (test_shards.py); our rival in a benchmark, which reads what the benchmark itself has written a moment
-    # before
+    # The config file that the user names; our rival in a benchmark, which reads what the benchmark itself has
+    # written a moment before. nanoGPT's meta.pkl goes through tokens/plain_values.py, which knows values only
     assert hits == {
         "training/config.py": "exec(",
-        "tokens/shards.py": "pickle",
         "benchmarks/checkpoint.py": "torch.load(",
     }
 

@@ -16,7 +16,7 @@ from model_builder import ConfigurableGPT
 from model_config import PRESET_CONFIGS, get_preset_config
 from planning.memory import BatchMemory, largest_batch, parameters_by_part, simulated_step, step_memory
 from planning.scaling import BESIROGLU, HOFFMANN, best_shapes, parameters
-from tokens.shards import read_meta
+from tokens.format import read_meta
 from training import flops
 from training.config import TrainConfig
 

@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 import train
 from inference.models import find_model
 from reporting.run_log import RunLog
-from tokens.data import tokenizer_files
+from tokens.dataset import tokenizer_files
 from training import checkpoint, keeping, saving
 from training import run as training_run
 from training.config import TrainConfig

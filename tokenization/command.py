@@ -23,7 +23,8 @@ from base.files import write_json
 from tokenization.pipeline import SPLITS, Job, add_statistics, prepare
 from tokenization.sources import FileSource, HubSource, find_files
 from tokenization.tokenizers import find_tokenizer
-from tokens.shards import SHARD_DTYPE, read_meta, verify
+from tokens.format import SHARD_DTYPE, read_meta
+from tokens.verify import verify
 
 EXIT_STOPPED = 75
 

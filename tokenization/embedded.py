@@ -18,7 +18,8 @@ from base.errors import InputError
 from tokenization import engines
 from tokenization.pipeline import end_documents
 from tokenization.tokenizers import import_tokenizers
-from tokens.shards import ShardWriter, write_meta
+from tokens.format import write_meta
+from tokens.writer import ShardWriter
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -39,7 +39,8 @@ from base.files import write_json
 from tokenization import engines
 from tokenization.sources import Batch, FileSource, Source
 from tokenization.tokenizers import TokenizerFiles
-from tokens.shards import ShardWriter, read_meta, write_meta
+from tokens.format import read_meta, write_meta
+from tokens.writer import ShardWriter
 
 SPLITS = ("train", "val")
 SPLIT_KEY = b"nanofoundry"

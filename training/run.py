@@ -24,7 +24,9 @@ from base.files import writable_folder
 from hardware.device import compile_problem, select_device, select_dtype
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
-from tokens.data import Batch, Dataset, parse_mixture, tokenizer_files
+from tokens.dataset import Dataset, tokenizer_files
+from tokens.loader import Batch
+from tokens.mixture import parse_mixture
 from training import checkpoint
 from training.attention import choose_kernel
 from training.config import TrainConfig
@@ -223,7 +225,7 @@ def build_run(
     strategy = build_strategy(config, world, device, dtype)
     out_dir = writable_folder(config.out_dir)
     prepare_embedded(config.dataset, world, data_root)
-    dataset = Dataset(config, model_config, world, data_root)
+    dataset = open_dataset(model_config, config, world, data_root)
     data = dataset.record(config.max_iters)
 
     source = None if config.init_from == "scratch" else checkpoint.find_checkpoint(out_dir, world=world)
@@ -275,6 +277,26 @@ def build_run(
         model_config, config, world, device, dtype, strategy, dataset, model, optimizers, step, state, source,
         kernels_ms, notes,
     )  # fmt: skip
+
+
+def open_dataset(
+    model_config: ModelArchitectureConfig, config: TrainConfig, world: World, data_root: Path
+) -> Dataset:
+    """What config.dataset names, as this process reads it. Raises InputError."""
+    return Dataset(
+        config.dataset,
+        data_root,
+        vocab_size=model_config.vocab_size,
+        block_size=model_config.block_size,
+        batch_size=config.batch_size,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        seed=config.seed,
+        eval_iters=config.eval_iters,
+        data_dtype=None if config.data_dtype == "auto" else config.data_dtype,
+        document_masking=config.document_masking,
+        rank=world.rank,
+        world_size=world.size,
+    )
 
 
 def prepare_embedded(dataset: str, world: World, data_root: Path) -> None:

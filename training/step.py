@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from tokens.data import dropout_seed
+from tokens.order import dropout_seed
 from training.config import TrainConfig
 from training.optim import StepGuard, clip_gradients, learning_rate_at, set_learning_rate
 from training.parallel import Strategy

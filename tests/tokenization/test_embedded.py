@@ -13,7 +13,8 @@ import pytest
 from tokenization import embedded
 from tokenization.embedded import collect, is_val, prepare
 from tokenization.tokenizers import load_tokenizer
-from tokens.shards import open_tokens, read_meta
+from tokens.format import read_meta
+from tokens.reader import open_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
 SPECIAL = 'EOT = "<|endoftext|>"  # is text here\n'

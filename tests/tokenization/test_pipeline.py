@@ -25,7 +25,8 @@ from tokenization import command, engines, pipeline, sources
 from tokenization.pipeline import Job, is_val, prepare
 from tokenization.sources import FileSource
 from tokenization.tokenizers import find_tokenizer
-from tokens.shards import read_meta, verify
+from tokens.format import read_meta
+from tokens.verify import verify
 
 ROOT = Path(__file__).resolve().parents[2]
 SEPARATOR = "\n<<<>>>\n"

@@ -8,16 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from tokens.data import (
-    BatchLoader,
-    Mixture,
-    dataset_folder,
-    document_starts,
-    dropout_seed,
-    evaluation_batches,
-    parse_mixture,
-    permute,
-)
+from base.errors import MissingFile
+from tokens.dataset import dataset_folder
+from tokens.loader import BatchLoader, document_starts, evaluation_batches
+from tokens.mixture import Mixture, parse_mixture
+from tokens.order import dropout_seed, permute
 
 
 class Ramp:
@@ -139,9 +134,9 @@ def test_dropout_seeds_differ():
 def test_a_missing_dataset_says_what_to_do(tmp_path):
     (tmp_path / "slimpajama").mkdir()
     (tmp_path / "slimpajama" / "prepare.py").write_text("")
-    with pytest.raises(FileNotFoundError, match=r"run python data/slimpajama/prepare\.py"):
+    with pytest.raises(MissingFile, match=r"run python data/slimpajama/prepare\.py"):
         dataset_folder("slimpajama", tmp_path)
-    with pytest.raises(FileNotFoundError, match="neither a folder nor one of data/: slimpajama"):
+    with pytest.raises(MissingFile, match="neither a folder nor one of data/: slimpajama"):
         dataset_folder("nowhere", tmp_path)
     (tmp_path / "slimpajama" / "meta.json").write_text("{}")
     assert dataset_folder("slimpajama", tmp_path) == tmp_path / "slimpajama"

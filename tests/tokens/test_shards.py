@@ -11,8 +11,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from tokens import shards
-from tokens.shards import ShardWriter, open_tokens, read_meta, read_nanogpt_meta, write_meta
+from base.errors import InputError, MissingFile
+from tokens import stream
+from tokens.format import read_meta, write_meta
+from tokens.nanogpt import read_nanogpt_meta
+from tokens.reader import open_tokens
+from tokens.writer import ShardWriter
 
 VOCAB = 200_000  # beyond uint16
 EOT = VOCAB - 1
@@ -152,7 +156,7 @@ def test_a_shard_appears_only_when_complete(tmp_path):
     writer = ShardWriter(tmp_path, "train", SHARD)
     writer.add(np.zeros(150, int), 150)
     assert [p.name for p in tmp_path.glob("train*")] == ["train_00000.bin"]
-    with pytest.raises(FileNotFoundError, match=r"meta\.json is missing"):
+    with pytest.raises(MissingFile, match=r"meta\.json is missing"):
         open_tokens(tmp_path, "train", VOCAB)
     write_split(tmp_path, "train", [np.ones(150, int)])  # a second run after the first was killed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train_00000.bin", "train_00001.bin"]
@@ -201,7 +205,7 @@ def test_read_gives_a_copy(dataset):
 
 
 def test_file_descriptors_do_not_grow_with_the_shards(dataset, monkeypatch):
-    monkeypatch.setattr(shards, "MAX_OPEN_SHARDS", 3)
+    monkeypatch.setattr(stream, "MAX_OPEN_SHARDS", 3)
     before = len(os.listdir("/dev/fd"))
     tokens = open_tokens(dataset, "train", VOCAB)
     assert len(list(dataset.glob("train_*.bin"))) > 10
@@ -252,35 +256,35 @@ def flip_a_bit(folder):
 
 
 DAMAGES = {
-    "no folder": (shutil.rmtree, FileNotFoundError, r"dataset folder .*/d does not exist.*--dataset"),
-    "no meta.json": (lambda d: (d / "meta.json").unlink(), FileNotFoundError, r"d/meta\.json is missing.*prepare\.py"),
-    "not JSON": (lambda d: (d / "meta.json").write_text('{"a": '), ValueError, r"meta\.json is not JSON"),
-    "not text": (lambda d: (d / "meta.json").write_bytes(b"\xff\xfe\xfa"), ValueError, r"meta\.json is not JSON"),
-    "not an object": (lambda d: (d / "meta.json").write_text("[]"), ValueError, r"meta\.json lacks 'format_version'"),
-    "format version": (set_top("format_version", 2), ValueError, r"meta\.json has format_version 2, this code reads 1"),
-    "dtype": (set_top("dtype", "uint16"), ValueError, r"meta\.json has dtype 'uint16'"),
-    "mistyped": (set_top("vocab_size", "many"), ValueError, r"meta\.json: 'vocab_size' is 'many', expected int"),
-    "tokenizer": (set_top("tokenizer", {"name": "x"}), ValueError, r"meta\.json: tokenizer lacks 'length'"),
-    "no split": (lambda d: edit_meta(d, lambda m: m["splits"].pop("train")), ValueError, r"no split 'train', only val"),
-    "split lacks": (lambda d: edit_meta(d, lambda m: m["splits"]["train"].pop("tokens")), ValueError, "'train' lacks 'tokens'"),
-    "shard lacks": (lambda d: edit_meta(d, lambda m: m["splits"]["train"]["shards"][1].pop("sha256")), ValueError,
+    "no folder": (shutil.rmtree, MissingFile, r"dataset folder .*/d does not exist.*--dataset"),
+    "no meta.json": (lambda d: (d / "meta.json").unlink(), MissingFile, r"d/meta\.json is missing.*prepare\.py"),
+    "not JSON": (lambda d: (d / "meta.json").write_text('{"a": '), InputError, r"meta\.json is damaged or not JSON"),
+    "not text": (lambda d: (d / "meta.json").write_bytes(b"\xff\xfe\xfa"), InputError, r"meta\.json is damaged or not JSON"),
+    "not an object": (lambda d: (d / "meta.json").write_text("[]"), InputError, r"meta\.json holds list, not a JSON object"),
+    "format version": (set_top("format_version", 2), InputError, r"meta\.json has format_version 2, this code reads 1"),
+    "dtype": (set_top("dtype", "uint16"), InputError, r"meta\.json has dtype 'uint16'"),
+    "mistyped": (set_top("vocab_size", "many"), InputError, r"meta\.json: 'vocab_size' is 'many', expected int"),
+    "tokenizer": (set_top("tokenizer", {"name": "x"}), InputError, r"meta\.json: tokenizer lacks 'length'"),
+    "no split": (lambda d: edit_meta(d, lambda m: m["splits"].pop("train")), InputError, r"no split 'train', only val"),
+    "split lacks": (lambda d: edit_meta(d, lambda m: m["splits"]["train"].pop("tokens")), InputError, "'train' lacks 'tokens'"),
+    "shard lacks": (lambda d: edit_meta(d, lambda m: m["splits"]["train"]["shards"][1].pop("sha256")), InputError,
                     "'train', shard 1 lacks 'sha256'"),
-    "negative": (set_shard("tokens", -5), ValueError, "shard 1: 'tokens' is '-5'"),
-    "path in file": (set_shard("file", "../x.bin"), ValueError, r"shard 1: file '\.\./x\.bin' is a path"),
-    "sum": (lambda d: edit_meta(d, lambda m: m["splits"]["train"].update(tokens=7)), ValueError, r"says 7 tokens.*sum to \d+"),
-    "no shard": (lambda d: (d / "train_00001.bin").unlink(), FileNotFoundError, r"d/train_00001\.bin is missing"),
-    "size": (drop_bytes, ValueError, r"train_00001\.bin has 396 bytes, meta\.json says 100 tokens, 400 bytes"),
-    "max_id": (set_shard("max_id", VOCAB), ValueError, r"train_00001\.bin: recorded max_id 200000 .*vocab_size=200000"),
-    "an id": (lambda d: poke(d / "train_00001.bin", 42, VOCAB + 3), ValueError, r"train_00001\.bin: id 200003 at position 42 "),
-    "a flipped bit": (flip_a_bit, ValueError, r"train_00001\.bin is not what meta\.json records.*: damaged;"),
-    "two shards swapped": (swap, ValueError, r"train_00001\.bin: id 199999 .* max_id 199327 .* another shard's"),
-    "two like shards swapped": (swap_alike, ValueError, r"train_00001\.bin is not .* holds the bytes of train_00002\.bin"),
-    "a shard too many": (lambda d: shutil.copy(d / "train_00000.bin", d / "train_00077.bin"), ValueError,
+    "negative": (set_shard("tokens", -5), InputError, "shard 1: 'tokens' is '-5'"),
+    "path in file": (set_shard("file", "../x.bin"), InputError, r"shard 1: file '\.\./x\.bin' is a path"),
+    "sum": (lambda d: edit_meta(d, lambda m: m["splits"]["train"].update(tokens=7)), InputError, r"says 7 tokens.*sum to \d+"),
+    "no shard": (lambda d: (d / "train_00001.bin").unlink(), MissingFile, r"d/train_00001\.bin is missing"),
+    "size": (drop_bytes, InputError, r"train_00001\.bin has 396 bytes, meta\.json says 100 tokens, 400 bytes"),
+    "max_id": (set_shard("max_id", VOCAB), InputError, r"train_00001\.bin: recorded max_id 200000 .*vocab_size=200000"),
+    "an id": (lambda d: poke(d / "train_00001.bin", 42, VOCAB + 3), InputError, r"train_00001\.bin: id 200003 at position 42 "),
+    "a flipped bit": (flip_a_bit, InputError, r"train_00001\.bin is not what meta\.json records.*: damaged;"),
+    "two shards swapped": (swap, InputError, r"train_00001\.bin: id 199999 .* max_id 199327 .* another shard's"),
+    "two like shards swapped": (swap_alike, InputError, r"train_00001\.bin is not .* holds the bytes of train_00002\.bin"),
+    "a shard too many": (lambda d: shutil.copy(d / "train_00000.bin", d / "train_00077.bin"), InputError,
                          r"d/train_00077\.bin is not listed in meta\.json"),
-    "beyond the recorded max_id": (set_shard("max_id", 5), ValueError, r"beyond the shard's max_id 5 in meta\.json"),
-    "foreign tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), ValueError,
+    "beyond the recorded max_id": (set_shard("max_id", 5), InputError, r"beyond the shard's max_id 5 in meta\.json"),
+    "foreign tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), InputError,
                           r"d/tokenizer\.json is not the tokenizer 'toy' of the shards: its sha256 is 44136fa355b3"),
-    "no tokens": (lambda d: edit_meta(d, lambda m: m["splits"]["train"].update(tokens=0, shards=[])), ValueError,
+    "no tokens": (lambda d: edit_meta(d, lambda m: m["splits"]["train"].update(tokens=0, shards=[])), InputError,
                   "split 'train' has no tokens"),
 }  # fmt: skip
 
@@ -313,14 +317,14 @@ def test_data_dtype_must_not_contradict(dataset):
 
 
 def test_a_large_split_is_scanned_in_pieces(dataset, monkeypatch):
-    monkeypatch.setattr(shards, "SCAN_WHOLE_BYTES", 400)
-    monkeypatch.setattr(shards, "SCAN_PIECE_BYTES", 40)
-    monkeypatch.setattr(shards, "SCAN_PIECES", 3)
+    monkeypatch.setattr(stream, "SCAN_WHOLE_BYTES", 400)
+    monkeypatch.setattr(stream, "SCAN_PIECE_BYTES", 40)
+    monkeypatch.setattr(stream, "SCAN_PIECES", 3)
     n = open_tokens(dataset, "train", VOCAB).n_tokens
     seen = []
-    read = shards.TokenStream.read
+    read = stream.TokenStream.read
     monkeypatch.setattr(
-        shards.TokenStream, "read", lambda self, *window: seen.append(window) or read(self, *window)
+        stream.TokenStream, "read", lambda self, *window: seen.append(window) or read(self, *window)
     )
     open_tokens(dataset, "train", VOCAB)
     assert seen == [(0, 10), ((n - 10) // 2, 10), (n - 10, 10)]
@@ -452,7 +456,7 @@ def test_nanogpt_damage(nanogpt):
     with pytest.raises(ValueError, match=r"val\.bin has 3 bytes"):
         open_tokens(folder, "val", 50257, "uint16")
     (folder / "val.bin").unlink()
-    with pytest.raises(FileNotFoundError, match=r"val\.bin is missing"):
+    with pytest.raises(MissingFile, match=r"val\.bin is missing"):
         open_tokens(folder, "val", 50257, "uint16")
 
 

@@ -18,7 +18,7 @@ import train
 from base.cli import parse_flags
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from tokens.data import BatchLoader
+from tokens.loader import BatchLoader
 from training.config import MODEL_FIELDS, TRAIN_FIELDS, TrainConfig, load_config
 from training.optim import build_optimizers, learning_rate_at
 
@@ -299,7 +299,7 @@ def test_muons_own_learning_rate_and_wsd():
 
 
 def test_the_seed_moves_weights_and_data(dataset):
-    from tokens.shards import open_tokens
+    from tokens.reader import open_tokens
 
     tokens = open_tokens(dataset, "train", 97)
     (a, _), (b, _) = (BatchLoader(tokens, 8, 4, 1, seed).micro_batch(0, 0) for seed in (1, 2))

@@ -9,7 +9,7 @@ import torch
 
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
-from tokens.data import evaluation_batches
+from tokens.loader import evaluation_batches
 from training.evaluate import bits_per_byte, evaluate
 
 CPU = torch.device("cpu")
