@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from base.errors import MissingFile
 from tokenization import embedded
 from tokenization.embedded import collect, is_val, prepare
 from tokenization.tokenizers import load_tokenizer
@@ -183,7 +184,7 @@ def test_a_killed_preparation_is_repeated(source, small, tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             prepare(tmp_path, vocab_size=300, source=source)
     assert len(calls) == 2
-    with pytest.raises(FileNotFoundError, match=r"meta\.json is missing"):
+    with pytest.raises(MissingFile, match=r"meta\.json is missing"):
         open_tokens(tmp_path, "train", 300)
     prepare(tmp_path, vocab_size=300, source=source)
     assert files_of(tmp_path) == files_of(small[0])
