@@ -37,9 +37,10 @@ def require(module: str, purpose: str, install: str | None = None) -> ModuleType
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        package = install or module.partition(".")[0]
+        package = module.partition(".")[0]
         why = "" if isinstance(error, ModuleNotFoundError) else f" ({error})"
-        raise MissingPackage(f"{purpose} needs the package {package}{why}: pip install {package}") from error
+        how = install or package
+        raise MissingPackage(f"{purpose} needs the package {package}{why}: pip install {how}") from error
 
 
 def one_line(error: BaseException) -> str:

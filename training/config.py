@@ -28,7 +28,7 @@ class TrainConfig:
 
     # It is there in the fields that it sets, so it is nothing by itself
     arch_preset: str = knob(
-        "gpt2", "what the architecture begins with: gpt2, llama2, llama3, qwen3", kind=KEEPING
+        "gpt2", "what the architecture begins with", kind=KEEPING, choices=("model_config:PRESET_CONFIGS",)
     )
 
     # Data
@@ -186,10 +186,6 @@ class TrainConfig:
             known = ("scratch", "resume", "auto", "hf:DIR_OR_ID")
             raise InputError(
                 f"init_from={self.init_from!r} is not known{did_you_mean(self.init_from, known)}"
-            )
-        if self.arch_preset not in PRESET_CONFIGS:
-            raise InputError(
-                f"arch_preset={self.arch_preset!r} is not known{did_you_mean(self.arch_preset, PRESET_CONFIGS)}"
             )
         check_utf8(sample_prompt=self.sample_prompt)
         for name in ("dataset", "out_dir", "device"):

@@ -1,0 +1,94 @@
+"""Files are whole or not there; what is read is read with suspicion."""
+
+import json
+import os
+
+import pytest
+
+from base import files
+from base.errors import InputError
+from base.files import (
+    alone_in,
+    describe,
+    entry,
+    parse_json,
+    read_json,
+    read_text,
+    write_atomically,
+    write_json,
+)
+
+
+def test_a_file_holds_the_old_content_or_the_new(tmp_path, monkeypatch):
+    file = tmp_path / "a.json"
+    write_json(file, {"ä": 1})
+    assert json.loads(file.read_text(encoding="utf-8")) == {"ä": 1} and "ä" in file.read_text(
+        encoding="utf-8"
+    )
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError):
+            write_atomically(file, b"new")
+    assert json.loads(file.read_bytes()) == {"ä": 1}
+    assert [f.name for f in tmp_path.iterdir()] == ["a.json"]
+    assert describe(file) == files.write_durably(file, [file.read_bytes()])
+
+
+BAD = {
+    "no JSON": b"{",
+    "not UTF-8": b'{"a": "\xff"}',
+    "nested too deep": b"[" * 100_000 + b"]" * 100_000,
+    "a number of many digits": b'{"a": ' + b"9" * 10_000 + b"}",
+    "no object": b"[1]",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("content", BAD.values(), ids=BAD)
+def test_what_is_not_a_json_object_is_one_line(tmp_path, content):
+    file = tmp_path / "x.json"
+    file.write_bytes(content)
+    with pytest.raises(InputError) as error:
+        read_json(file)
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_cannot_be_read_is_one_line(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for name in ("missing", "link", "."):
+        for read in (read_json, read_text):
+            with pytest.raises(InputError, match=r"is missing|cannot be read|is not a file"):
+                read(tmp_path / name)
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match="is not UTF-8 at byte 3"):
+        read_text(tmp_path / "latin")
+
+
+def test_an_entry_has_the_expected_type():
+    record = parse_json('{"n": 3, "yes": true, "list": []}', "here")
+    assert entry(record, "n", int, "here", "mend it") == 3 and entry(record, "yes", bool, "here", "mend it")
+    for key, kind, said in (
+        ("m", int, "lacks 'm'"),
+        ("yes", int, "expected int"),
+        ("list", dict, "expected dict"),
+    ):
+        with pytest.raises(InputError, match=f"here.*{said}.*mend it"):
+            entry(record, key, kind, "here", "mend it")
+    with pytest.raises(InputError, match="lacks"):
+        entry([], "m", int, "here", "mend it")
+
+
+def test_a_folder_has_one_worker(tmp_path):
+    said = r"another prepare\.py is at work in"
+    with (
+        alone_in(tmp_path, "prepare.py"),
+        pytest.raises(InputError, match=said),
+        alone_in(tmp_path, "prepare.py"),
+    ):
+        pass
+    with alone_in(tmp_path, "prepare.py"):
+        pass
