@@ -55,14 +55,17 @@ def select_dtype(name: str, device: torch.device) -> torch.dtype:
                 f"dtype='bfloat16' is not native on {torch.cuda.get_device_name(device)}: pass --dtype=float16"
             )
         return getattr(torch, name)
+    return torch.bfloat16 if has_bfloat16(device) else torch.float32
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 itself."""
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    elif device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # torch 2.13
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):  # torch 2.13
         capabilities = torch.cpu.get_capabilities()
-        native = any(capabilities.get(flag, False) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
-    else:
-        native = False
-    return torch.bfloat16 if native else torch.float32
+        return any(capabilities.get(flag, False) for flag in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
 
 
 def device_name(device: torch.device) -> str:

@@ -78,7 +78,7 @@ def find_model(
         check_own_tokenizer(out_dir, state)
     else:
         check_fits(find_tokenizer(tokenizer), architecture)
-    imported = state.origin == "imported"
+    imported = not state.has_data
     return FoundModel(
         path,
         architecture,

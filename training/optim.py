@@ -1,12 +1,16 @@
 """Which parameters are updated how, and at which learning rate."""
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.overrides import TorchFunctionMode
 
+from hardware.device import has_bfloat16
 from training.config import TrainConfig
 
 
@@ -36,6 +40,31 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: fl
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_ratio"]
+
+
+class Muon(torch.optim.Muon):
+    """torch's, whose products of bfloat16 matrices are computed in fp32 and rounded where a CPU has no
+    instructions for them: the same numbers but for the order of sums, and twenty times as fast as torch's
+    kernel there."""
+
+    def step(self, closure: Callable | None = None) -> float | None:
+        device = self.param_groups[0]["params"][0].device
+        slow = device.type == "cpu" and not has_bfloat16(device)
+        with ProductsInFp32() if slow else contextlib.nullcontext():
+            return super().step(closure)
+
+
+class ProductsInFp32(TorchFunctionMode):
+    """Under it products of bfloat16 matrices are those of fp32, rounded."""
+
+    PRODUCTS = (torch.addmm, torch.mm, torch.matmul, Tensor.__matmul__)
+
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in self.PRODUCTS and all(t.dtype == torch.bfloat16 for t in args):
+            return func(*(t.float() for t in args), **(kwargs or {})).bfloat16()
+        return func(*args, **(kwargs or {}))
 
 
 def build_optimizers(
@@ -71,9 +100,7 @@ def build_optimizers(
             "lr_ratio": muon_lr / lr if lr else 0.0,
         }
         optimizers.append(
-            torch.optim.Muon(
-                [group], lr=muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-            )
+            Muon([group], lr=muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
     return optimizers
 
@@ -88,7 +115,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> Tensor:
     return norm
 
 
-STATE_KEYS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+STATE_KEYS = {torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 
 
 def optimizer_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
@@ -118,7 +145,7 @@ def allocate_state(optimizers: list[torch.optim.Optimizer]) -> None:
 
 def state_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
     """What weights and optimizer state will take on disk, of all ranks together."""
-    copies = {torch.optim.AdamW: 3, torch.optim.Muon: 2}
+    copies = {torch.optim.AdamW: 3, Muon: 2}
     return sum(
         copies[type(o)] * 4 * p.numel()
         for o in optimizers

@@ -228,19 +228,7 @@ def build_run(
     dataset = open_dataset(model_config, config, world, data_root)
     data = dataset.record(config.max_iters)
 
-    source = None if config.init_from == "scratch" else checkpoint.find_checkpoint(out_dir, world=world)
-    if source is None and config.init_from == "resume":
-        raise InputError(f"init_from='resume', but {out_dir}/checkpoints holds none: pass --init_from=auto")
-    state, resume_notes = RunState(), []
-    if source is not None:
-        resolved = {"model": asdict(model_config), "train": asdict(config)}
-        state, saved = checkpoint.load_state(source)
-        resume_notes = check_resumable(source, state, saved, resolved, data["fingerprint"])
-        state.origin = "resume"
-    elif config.init_from.startswith("hf:"):
-        state.origin = "imported"
-    state.data = data
-    state.wandb_run_id = state.wandb_run_id or secrets.token_hex(4)
+    source, state, resume_notes = begin(model_config, config, world, data)
 
     kernel, kernels_ms = choose_kernel(model_config, config, device, dtype, world, state.attention_backend)
     no_compiler = compile_problem(device) if config.compile else None
@@ -277,6 +265,31 @@ def build_run(
         model_config, config, world, device, dtype, strategy, dataset, model, optimizers, step, state, source,
         kernels_ms, notes,
     )  # fmt: skip
+
+
+def begin(
+    model_config: ModelArchitectureConfig, config: TrainConfig, world: World, data: dict[str, Any]
+) -> tuple[Path | None, RunState, list[str]]:
+    """The checkpoint to resume from, if any, the state to begin with, and what changed since. Raises
+    InputError."""
+    source = None
+    if config.init_from != "scratch":
+        source = checkpoint.find_checkpoint(config.out_dir, world=world)
+    if source is None and config.init_from == "resume":
+        raise InputError(
+            f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto"
+        )
+    state, notes = RunState(), []
+    if source is not None:
+        resolved = {"model": asdict(model_config), "train": asdict(config)}
+        state, saved = checkpoint.load_state(source)
+        notes = check_resumable(source, state, saved, resolved, data["fingerprint"])
+        state.origin = "resume"
+    elif config.init_from.startswith("hf:"):
+        state.origin = "imported"
+    state.data = data
+    state.wandb_run_id = state.wandb_run_id or secrets.token_hex(4)
+    return source, state, notes
 
 
 def open_dataset(

@@ -54,6 +54,12 @@ class RunState:
     )  # what was read: tokens.dataset's record
     origin: Origin = "scratch"  # how this came about
 
+    @property
+    def has_data(self) -> bool:
+        """Whether the weights were trained here: scripts/import_hf.py writes a state that belongs to no
+        data."""
+        return self.data["dataset"] is not None
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -68,7 +74,7 @@ class RunState:
                 entry(content, key, kinds, file, "restore the checkpoint")
         state = cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
         state.data = NO_DATA | state.data
-        if state.data["dataset"] is None:
+        if not state.has_data:  # earlier versions wrote no origin
             state.origin = "imported"
         return state
 
@@ -96,7 +102,7 @@ def check_resumable(
     far as it changes numbers: notes. `saved` and `resolved` are {"model": fields, "train": fields}; a field
     that an earlier version did not have has its default. Raises InputError, naming each difference, where
     the checkpoint belongs to another model or another order of data."""
-    if state.origin == "imported":
+    if not state.has_data:
         begin = f"--init_from={saved['train'].get('init_from')} and another --out_dir"
         raise InputError(
             f"{checkpoint} holds imported weights and belongs to no data: to train from them pass {begin}"
