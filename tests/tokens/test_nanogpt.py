@@ -1,12 +1,13 @@
 """nanoGPT's folders."""
 
+import os
 import pickle
 
 import numpy as np
 import pytest
 from toy_tokens import poke
 
-from base.errors import MissingFile
+from base.errors import InputError, MissingFile
 from tokens.nanogpt import read_nanogpt_meta
 from tokens.reader import open_tokens
 
@@ -74,3 +75,30 @@ def test_nanogpt_fingerprint_sees_both_ends_and_the_dtype(tmp_path):
     ids[:-2].tofile(tmp_path / "train.bin")
     prints.append(open_tokens(tmp_path, "train", 1000, "uint16").fingerprint)
     assert len(set(prints)) == 5
+
+
+@pytest.mark.timeout(30)  # a pipe would block whoever opens it
+@pytest.mark.parametrize("name", ["train.bin", "meta.pkl"])
+@pytest.mark.parametrize(
+    "put, message",
+    [
+        (os.mkdir, "is not a file"),
+        (os.mkfifo, "is not a file"),
+        (lambda path: path.symlink_to("nowhere"), "is missing"),
+        (lambda path: path.symlink_to("/proc/self/mem"), r"has 0 bytes|cannot be read \(Input/output error"),
+    ],
+)
+def test_what_is_not_a_readable_file_is_named(nanogpt, name, put, message):
+    folder, _ = nanogpt
+    (folder / name).unlink()
+    put(folder / name)
+    with pytest.raises(InputError, match=rf"{name} ({message})") as caught:
+        open_tokens(folder, "train", 50257, "uint16")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_meta_pkl_of_many_bytes_is_not_read(nanogpt):
+    folder, _ = nanogpt
+    os.truncate(folder / "meta.pkl", (64 << 20) + 1)
+    with pytest.raises(InputError, match=r"meta\.pkl has 67108865 bytes, more than a vocabulary needs"):
+        read_nanogpt_meta(folder)

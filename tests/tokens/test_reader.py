@@ -6,13 +6,10 @@ import shutil
 
 import numpy as np
 import pytest
-from toy_tokens import (
-    VOCAB,
-    edit_meta,
-    poke,
-)
+from toy_tokens import SHARD, VOCAB, edit_meta, poke
 
 from base.errors import InputError, MissingFile
+from tokens.format import read_meta
 from tokens.reader import open_tokens
 
 
@@ -76,6 +73,12 @@ DAMAGES = {
     "beyond the recorded max_id": (set_shard("max_id", 5), InputError, r"beyond the shard's max_id 5 in meta\.json"),
     "foreign tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), InputError,
                           r"d/tokenizer\.json is not the tokenizer 'toy' of the shards: its sha256 is 44136fa355b3"),
+    "eot_id": (set_top("eot_id", VOCAB), InputError, r"meta\.json: eot_id 200000 has no row in its vocabulary of 200000"),
+    "a shard twice": (lambda d: edit_meta(d, lambda m: m["splits"]["train"].update(
+        shards=[*m["splits"]["train"]["shards"], m["splits"]["train"]["shards"][0]],
+        tokens=m["splits"]["train"]["tokens"] + SHARD)), InputError, r"meta\.json lists 'train_00000\.bin' twice"),
+    "a shard of both splits": (lambda d: edit_meta(d, lambda m: m["splits"]["val"]["shards"].append(
+        m["splits"]["train"]["shards"][0])), InputError, r"meta\.json lists 'train_00000\.bin' twice"),
     "no tokens": (lambda d: edit_meta(d, lambda m: m["splits"]["train"].update(tokens=0, shards=[])), InputError,
                   "split 'train' has no tokens"),
 }  # fmt: skip  # fmt: skip
@@ -90,6 +93,40 @@ def test_damage_is_named_before_training(dataset, name):
         open_tokens(dataset, "train", VOCAB)
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(30)  # a pipe would block whoever opens it
+@pytest.mark.parametrize("name", ["train_00001.bin", "tokenizer.json"])
+@pytest.mark.parametrize(
+    "put, message",
+    [
+        (os.mkdir, "is not a file"),
+        (os.mkfifo, "is not a file"),
+        (lambda path: path.symlink_to("nowhere"), "is missing"),
+        (lambda path: path.symlink_to(path), r"cannot be read \(.*symbolic links"),
+        (lambda path: path.symlink_to("/dev/zero"), "is not a file"),
+        (lambda path: path.symlink_to("/proc/self/mem"), r"has 0 bytes|cannot be read \(Input/output error"),
+    ],
+)
+def test_what_is_not_a_readable_file_is_named(dataset, name, put, message):
+    (dataset / name).unlink(missing_ok=True)
+    put(dataset / name)
+    with pytest.raises(InputError, match=rf"{name} ({message})") as caught:
+        open_tokens(dataset, "train", VOCAB)
+    assert "\n" not in str(caught.value)
+
+
+def test_meta_json_is_read_once_for_each_split(dataset, monkeypatch):
+    reads = []
+    monkeypatch.setattr("tokens.reader.read_meta", lambda folder: reads.append(folder) or read_meta(folder))
+    open_tokens(dataset, "train", VOCAB)
+    assert reads == [dataset]
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "x" * 5000, "a\0b", "train_00000.bin"])
+def test_what_is_not_a_folder_is_named(dataset, folder):
+    with pytest.raises(MissingFile, match=r"dataset folder .* does not exist"):
+        open_tokens(dataset / folder, "train", VOCAB)
 
 
 def test_vocabulary_beyond_the_model(dataset):

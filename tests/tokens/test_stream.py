@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from toy_tokens import SHARD, VOCAB, poke, write_dataset
 
+from base.errors import InputError
 from tokens import stream
 from tokens.reader import open_tokens
 
@@ -76,3 +77,19 @@ def test_a_large_split_is_scanned_in_pieces(dataset, monkeypatch):
     poke(last, -1, VOCAB)
     with pytest.raises(ValueError, match=f"{last.name}: id {VOCAB} at position"):
         open_tokens(dataset, "train", VOCAB)
+
+
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda file: file.unlink(), "is missing"),
+        (lambda file: os.truncate(file, 396), "has shrunk to 396 bytes from 400"),
+        (lambda file: (file.unlink(), file.mkdir()), "is not a file"),
+    ],
+)
+def test_a_shard_that_goes_away_after_the_opening(dataset, monkeypatch, damage, message):
+    monkeypatch.setattr(stream, "MAX_OPEN_SHARDS", 1)  # so that it is opened again
+    tokens = open_tokens(dataset, "train", VOCAB)
+    damage(dataset / "train_00001.bin")
+    with pytest.raises(InputError, match=rf"train_00001\.bin {message}"):
+        tokens.read(SHARD, 10)
