@@ -11,7 +11,7 @@ from typing import Any
 
 from base.errors import InputError, one_line
 
-MAX_OPCODES = 4_000_000  # 5 s; a vocabulary of all characters of Chinese takes 600,000
+MAX_OPCODES = 2_000_000  # 2 s; a vocabulary of all characters of Chinese takes 600,000
 
 CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 # Their argument is the value

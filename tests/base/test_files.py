@@ -6,7 +6,7 @@ import os
 import pytest
 
 from base import files
-from base.errors import InputError
+from base.errors import InputError, MissingFile
 from base.files import (
     alone_in,
     describe,
@@ -14,9 +14,11 @@ from base.files import (
     parse_json,
     read_json,
     read_text,
+    size_of,
     write_atomically,
     write_json,
 )
+from base.text import brief
 
 
 def test_a_file_holds_the_old_content_or_the_new(tmp_path, monkeypatch):
@@ -92,3 +94,36 @@ def test_a_folder_has_one_worker(tmp_path):
         pass
     with alone_in(tmp_path, "prepare.py"):
         pass
+
+
+@pytest.mark.timeout(30)  # a pipe would block whoever opens it
+@pytest.mark.parametrize("put", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_what_is_not_a_file_is_not_opened(tmp_path, put):
+    put(tmp_path / "x.json")
+    for read in (size_of, read_json):
+        with pytest.raises(InputError, match=r"x\.json is not a file: "):
+            read(tmp_path / "x.json")
+
+
+def test_the_size_of_a_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc")
+    assert size_of(tmp_path / "x") == 3
+    with pytest.raises(MissingFile, match="y is missing: look again"):
+        size_of(tmp_path / "y", "look again")
+
+
+def test_json_may_be_bounded(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    assert read_json(tmp_path / "x.json", max_bytes=8) == {"a": 1}
+    with pytest.raises(InputError, match="has 8 bytes, more than"):
+        read_json(tmp_path / "x.json", max_bytes=7)
+
+
+def test_a_value_from_outside_is_shown_briefly():
+    nested: list = []
+    for _ in range(100_000):
+        nested = [nested]
+    for value in (nested, "a\nb" * 10**5, 10**4000, {"a": [1] * 10**5}, "\ud800\x1b", None):
+        shown = brief(value)
+        assert len(shown) <= 200 and shown.isprintable()
+    assert (brief("many"), brief(-5), brief("abc", 2)) == ("'many'", "'-5'", "'ab'")
