@@ -104,7 +104,9 @@ class Dataset:
             yield f"{self.folders[0]} holds no tokenizer: sample.py will look for its files in the run folder"
         there = sum(self.splits["val"].evaluated(n_evaluated, self.sizes[0]))
         if len(self.folders) > 1 and there < n_evaluated:
-            yield f"evaluations take {there} windows, not {n_evaluated}: a val split has no more for its weight"
+            yield (
+                f"evaluations take {there} windows, not {n_evaluated}: a val split has no more for its weight"
+            )
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
         return evaluation_batches(self.splits[split], *self.sizes, **self.own_share)

@@ -2,7 +2,8 @@
 
     train_00000.bin …, val_00000.bin …   little-endian uint32 ids and nothing else, so that
                                          np.memmap(path, dtype=np.uint32, mode="r") is a reader
-    meta.json                            sizes, digests, vocabulary; written last: without it the folder is unfinished
+    meta.json                            sizes, digests, vocabulary; written last, so without it the folder is
+                                         unfinished
 
 uint32 because the ids of Qwen3 and LLaMA 3 do not fit in uint16.
 

@@ -43,8 +43,8 @@ class BatchLoader:
     ) -> None:
         if gradient_accumulation_steps % world_size:
             raise InputError(
-                f"gradient_accumulation_steps={gradient_accumulation_steps} is not divisible by the {world_size} processes "
-                "that share them: change one"
+                f"gradient_accumulation_steps={gradient_accumulation_steps} is not divisible by the "
+                f"{world_size} processes that share them: change one"
             )
         self.mixture = as_mixture(tokens)
         self.block_size, self.batch_size, self.seed, self.eot_id = block_size, batch_size, seed, eot_id

@@ -33,7 +33,8 @@ def parse_mixture(dataset: str, data_root: Path) -> tuple[dict[str, Fraction], s
         weight = Fraction(text.strip()) if WEIGHT.fullmatch(text.strip()) else 0
         if not name or weight <= 0:
             raise InputError(
-                f"dataset={dataset!r}: {part.strip()!r} is not name:weight with a weight above 0: write --dataset=a:0.7,b:0.3"
+                f"dataset={dataset!r}: {part.strip()!r} is not name:weight with a weight above 0: write "
+                "--dataset=a:0.7,b:0.3"
             )
         if name in weights:
             raise InputError(f"dataset={dataset!r} names {name!r} twice: give it one weight")
@@ -93,7 +94,8 @@ class Mixture:
                 if (ours["sha256"], streams[0].eot_id) != (theirs["sha256"], stream.eot_id):
                     raise InputError(
                         f"{names[0]} and {name} have different tokenizers, {ours['name']!r} (sha256 "
-                        f"{ours['sha256'][:12]}) and {theirs['name']!r} ({theirs['sha256'][:12]}): prepare both with one"
+                        f"{ours['sha256'][:12]}) and {theirs['name']!r} ({theirs['sha256'][:12]}): prepare both "
+                        "with one"
                     )
 
     @property

@@ -41,7 +41,8 @@ def open_nanogpt(folder: Path, split: str, vocab_size: int, data_dtype: str | No
     recorded = read_nanogpt_meta(folder).get("vocab_size", 0)
     if recorded > vocab_size:
         raise InputError(
-            f"{folder / 'meta.pkl'} has vocab_size {recorded}, the model {vocab_size}: set --vocab_size={recorded}"
+            f"{folder / 'meta.pkl'} has vocab_size {recorded}, the model {vocab_size}: "
+            f"set --vocab_size={recorded}"
         )
     dtype = NANOGPT_DTYPES[data_dtype]
     if size == 0 or size % dtype.itemsize:
@@ -65,7 +66,8 @@ def _refuse_uint32_as_uint16(path: Path, ids: np.ndarray, vocab_size: int) -> No
     upper = ids[1::2]
     if len(upper) >= 512 and upper.max() <= (vocab_size - 1) >> 16:
         raise InputError(
-            f"{path}: every second uint16 is at most {upper.max()}, so these are uint32: pass --data_dtype=uint32"
+            f"{path}: every second uint16 is at most {upper.max()}, so these are uint32: "
+            "pass --data_dtype=uint32"
         )
 
 

@@ -87,7 +87,8 @@ def _check_vocabulary(meta: dict[str, Any], path: Path, vocab_size: int) -> None
         )
     if meta["eot_id"] >= meta["vocab_size"]:
         raise InputError(
-            f"{path}: eot_id {meta['eot_id']} has no row in its vocabulary of {meta['vocab_size']}: {PREPARE_AGAIN}"
+            f"{path}: eot_id {meta['eot_id']} has no row in its vocabulary of {meta['vocab_size']}: "
+            f"{PREPARE_AGAIN}"
         )
 
 
@@ -103,7 +104,8 @@ def _check_split(meta: dict[str, Any], path: Path, split: str) -> None:
     total = sum(s["tokens"] for s in entry["shards"])
     if total != entry["tokens"]:
         raise InputError(
-            f"{path}: split {split!r} says {entry['tokens']} tokens, its shards sum to {total}: prepare it again"
+            f"{path}: split {split!r} says {entry['tokens']} tokens, its shards sum to {total}: "
+            "prepare it again"
         )
     listed = Counter(shard["file"] for entry in splits.values() for shard in entry["shards"])
     if twice := [file for file, times in listed.items() if times > 1]:
@@ -120,7 +122,8 @@ def _check_shard(file: Path, shard: dict[str, Any], vocab_size: int) -> None:
     expected = shard["tokens"] * SHARD_DTYPE.itemsize
     if size != expected or not size:
         raise InputError(
-            f"{file} has {size} bytes, meta.json says {shard['tokens']} tokens, {expected} bytes: prepare it again"
+            f"{file} has {size} bytes, meta.json says {shard['tokens']} tokens, {expected} bytes: "
+            "prepare it again"
         )
     if shard["max_id"] >= vocab_size:
         raise InputError(

@@ -19,11 +19,11 @@ class ShardWriter:
 
     A shard appears under its name only when it is complete (write, fsync, rename). Its `documents` are
     those that end in it, which is the number of its end-of-text ids. One writer a split and folder at a
-    time: the temporary name is fixed, so that a killed run leaves at most one file behind and the next run
-    overwrites it, or goes on with it:
+    time: the temporary name is fixed, so that a killed run leaves at most one file, which the next run
+    overwrites or resumes from:
 
-        state = writer.commit()                                         # JSON; what was added so far is on disk
-        writer = ShardWriter(folder, "train", shard_tokens, state)      # in another process: as if it had never stopped
+        state = writer.commit()                     # JSON; what was added so far is on the disk
+        writer = ShardWriter(folder, "train", shard_tokens, state)          # in another process
     """
 
     def __init__(
@@ -63,7 +63,8 @@ class ShardWriter:
         where = f"document {self._documents} of split '{self._split}'"
         if ids.ndim != 1 or (lengths < 1).any() or lengths.sum() != len(ids):
             raise InputError(
-                f"{where} has shape {ids.shape}: a document is a row of at least one id, its end-of-text id included"
+                f"{where} has shape {ids.shape}: a document is a row of at least one id, its end-of-text id "
+                "included"
             )
         if ids.dtype.kind not in "iu":
             raise InputError(f"{where} has dtype {ids.dtype}: ids are integers")
@@ -92,7 +93,7 @@ class ShardWriter:
         self._text_bytes += int(text_bytes)
 
     def commit(self) -> dict[str, Any]:
-        """Brings what was added to the disk. Returns what another ShardWriter needs to go on from here, as
+        """Brings what was added to the disk. Returns what another ShardWriter needs to resume from here, as
         JSON."""
         partial = None
         if self._file is not None:
