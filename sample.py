@@ -22,8 +22,9 @@ from base.fields import check
 from base.text import check_utf8
 from hardware.device import compile_problem, select_device, select_dtype
 from inference.chat import NOT_THINKING, THINKING, ChatTemplate, decode, load_template, split_thinking
-from inference.generate import Completion, Sampling, generate, stream
+from inference.generate import Completion, generate, stream
 from inference.models import find_model
+from inference.sampling import Sampling
 from model_builder import ConfigurableGPT
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 from tokenization.vocabulary import read_vocabulary

@@ -29,8 +29,9 @@ import torch
 from base.errors import input_errors
 from benchmarks.records import config_from_flags, write_result
 from hardware.device import keep_freed_memory, select_device
-from inference.generate import Sampling, generate
+from inference.generate import generate
 from inference.hf import load_hf, save_hf
+from inference.sampling import Sampling
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from base.errors import InputError, MissingPackage
-from inference.generate import Sampling
+from inference.sampling import Sampling
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 
 if TYPE_CHECKING:

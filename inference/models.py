@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 
 from base.errors import InputError, MissingFile
-from inference.hf import config_from_hf, find_folder, load_hf, read_json
+from inference.hf import load_hf
+from inference.hf.configs import read_config
+from inference.hf.reading import find_folder
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from tokenization.tokenizers import TokenizerFiles, find_tokenizer
@@ -52,15 +54,10 @@ def find_model(
 ) -> FoundModel:
     """The newest checkpoint of out_dir that verifies, or that of `step`; where `model` is given, that
     folder or hub id instead. `context_length` shortens block_size, and with it the tables. Raises
-    FileNotFoundError and ValueError, in one line."""
+    InputError."""
     if model is not None:
         path = find_folder(model)
-        try:
-            architecture = config_from_hf(read_json(path / "config.json"))
-        except ValueError as error:
-            raise InputError(
-                str(error) if str(path) in str(error) else f"{path / 'config.json'}: {error}"
-            ) from None
+        _, architecture = read_config(path)
         found = find_tokenizer(tokenizer or path)
         check_fits(found, architecture)
         architecture = shortened(architecture, context_length)

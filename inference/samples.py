@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from base.errors import InputError
-from inference.generate import Sampling, TextStream, draw, sampling_distribution
+from inference.sampling import Sampling, draw, sampling_distribution
+from inference.text_stream import TextStream
 from model_builder import ConfigurableGPT
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 from training.config import TrainConfig

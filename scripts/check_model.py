@@ -16,19 +16,19 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_type_hints
+from typing import Any, Literal
 
 import torch
 
-from base import fields
-from base.cli import parse_flags
-from base.errors import InputError, input_errors
-from hardware.device import device_name, select_device, select_dtype
+from base import cli, fields
+from base.errors import InputError
+from base.fields import knob
+from hardware.device import device_name, memory_gb, select_device, select_dtype
 from inference.chat import load_template
-from inference.generate import Sampling, generate
-from inference.models import find_model
+from inference.generate import generate
+from inference.models import FoundModel, find_model
+from inference.sampling import Sampling
 from operators.loss import IGNORED_TARGET
-from reporting.meters import memory_gb
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 
 TEXT = "The quick brown fox jumps over the lazy dog.\n\tdef f(x): return 3.14 * x  # naïve, 汉字, 🙂\n"
@@ -37,11 +37,11 @@ QUESTION = [{"role": "user", "content": "What is two and two?"}]
 
 @dataclass(kw_only=True)
 class CheckConfig:
-    model: str = ""  # a folder of Hugging Face's layout, or a hub id
-    tokenizer_only: bool = False  # loads no weights
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    context_length: int | None = None  # None: the model's
+    model: str = knob("", "a folder of Hugging Face's layout, or a hub id")
+    tokenizer_only: bool = knob(False, "load no weights")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:N or mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the weights")
+    context_length: int | None = knob(None, "none: the model's")
 
     def __post_init__(self) -> None:
         fields.check(self)
@@ -50,24 +50,14 @@ class CheckConfig:
 
 
 def main(argv: Sequence[str]) -> int:
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return 0
-    with input_errors():
-        words, flags = parse_flags(argv, get_type_hints(CheckConfig))
-        if words:
-            raise InputError(f"{words[0]!r} is no flag: did you mean --model={words[0]!r}?")
-        config = CheckConfig(**flags)
-        device = select_device(config.device)
-        dtype = select_dtype(config.dtype, device)
-        check(config, device, dtype)
-    print("all checks passed")
-    return 0
+    return cli.run(argv, __doc__, CheckConfig, check)
 
 
 @torch.inference_mode()
-def check(config: CheckConfig, device: torch.device, dtype: torch.dtype) -> None:
+def check(config: CheckConfig) -> None:
     """Prints what passes; raises InputError at what does not."""
+    device = select_device(config.device)
+    dtype = select_dtype(config.dtype, device)
     known = (
         None
         if config.tokenizer_only
@@ -93,8 +83,20 @@ def check(config: CheckConfig, device: torch.device, dtype: torch.dtype) -> None
         )
     else:
         print("--  no chat template")
-    if known is None:
-        return
+    if known is not None:
+        check_weights(known, tokenizer, ids, source, device, dtype)
+    print("all checks passed")
+
+
+def check_weights(
+    known: FoundModel,
+    tokenizer: Any,
+    ids: list[int],
+    source: object,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> None:
+    """The forward pass and a greedy answer of the model itself."""
 
     start = time.perf_counter()
     model = known.load(device, dtype)
@@ -111,12 +113,12 @@ def check(config: CheckConfig, device: torch.device, dtype: torch.dtype) -> None
         )
     targets = torch.tensor([[*ids[1:], IGNORED_TARGET]], device=device)
     loss = float(model(torch.tensor([ids], device=device), targets)[1])
-    known = math.log(model.config.vocab_size)
+    ignorant = math.log(model.config.vocab_size)
     print(
-        f"ok  forward pass: logits {list(logits.shape)}, loss {loss:.2f} nats a token (knowing nothing: {known:.2f})"
+        f"ok  forward pass: logits {list(logits.shape)}, loss {loss:.2f} nats a token (knowing nothing: {ignorant:.2f})"
     )
     (answer,) = generate(model, [ids[:8]], 8, Sampling(temperature=0), tokenizer=tokenizer)
-    print(f"ok  generation: {tokenizer.decode(ids[:8])!r} goes on {answer.text!r}")
+    print(f"ok  generation: {tokenizer.decode(ids[:8])!r} continues {answer.text!r}")
     print(f"ok  memory: {memory_gb(device):.2f} GB at the most")
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import get_type_hints
 
-from base.cli import parse_flags
-from base.errors import InputError, input_errors
-from base.fields import check
-from inference.hf import find_folder, load_hf
+from base import cli, fields
+from base.errors import InputError, writing
+from base.fields import knob
+from inference.hf import load_hf
+from inference.hf.reading import find_folder
+from inference.models import check_fits
 from tokenization.tokenizers import find_tokenizer
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
@@ -29,55 +29,43 @@ from training.state import RunState
 
 @dataclass(kw_only=True)
 class ImportConfig:
-    model: str = ""  # a folder of Hugging Face's layout, or a name on its hub
-    out_dir: str = ""  # the run folder that is made
-    tokenizer: str | None = None  # a name, folder or hub id; None: the model's own, where it has one
+    model: str = knob("", "a folder of Hugging Face's layout, or a name on its hub")
+    out_dir: str = knob("", "the run folder that is made")
+    tokenizer: str | None = knob(None, "a name, folder or hub id; none: the model's own, where it has one")
 
     def __post_init__(self) -> None:
-        check(self)
+        fields.check(self)
         for name, what in (("model", "DIR_OR_ID"), ("out_dir", "OUT")):
             if not getattr(self, name):
                 raise InputError(f"--{name}={what} is missing")
 
 
 def main(argv: Sequence[str]) -> int:
-    logging.basicConfig(format="%(message)s")
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return 0
-    with input_errors():
-        words, flags = parse_flags(argv, get_type_hints(ImportConfig))
-        if words:
-            raise InputError(f"{words[0]!r} is no flag: did you mean --model={words[0]!r}?")
-        config = ImportConfig(**flags)
-        if list_checkpoints(config.out_dir):
-            raise InputError(f"{config.out_dir} holds the checkpoints of a run: choose a new --out_dir")
-        folder = find_folder(config.model)
-        own = folder if (folder / "tokenizer.json").is_file() else None
-        tokenizer = find_tokenizer(config.tokenizer or own) if config.tokenizer or own else None
-        model = load_hf(folder)
-        if tokenizer is not None and tokenizer.length > model.config.vocab_size:
-            raise InputError(
-                f"tokenizer {tokenizer.name!r} has ids up to {tokenizer.length - 1}, the model "
-                f"{model.config.vocab_size} rows: it belongs to another model"
-            )
-        state = RunState(origin="imported")  # it belongs to no dataset: train.py refuses to resume from it
-        if tokenizer is not None:
-            named = {"name": tokenizer.name, "length": tokenizer.length, "sha256": tokenizer.sha256}
-            state.data |= {"tokenizer": named, "eot_id": tokenizer.eot_id}
-        resolved = {
-            "model": asdict(model.config),
-            "train": asdict(TrainConfig(init_from=f"hf:{config.model}")),
-        }
+    return cli.run(argv, __doc__, ImportConfig, import_model)
+
+
+def import_model(config: ImportConfig) -> None:
+    if list_checkpoints(config.out_dir):
+        raise InputError(f"{config.out_dir} holds the checkpoints of a run: choose a new --out_dir")
+    folder = find_folder(config.model)
+    own = folder if (folder / "tokenizer.json").is_file() else None
+    tokenizer = find_tokenizer(config.tokenizer or own) if config.tokenizer or own else None
+    model = load_hf(folder)
+    state = RunState(origin="imported")  # it belongs to no dataset: train.py refuses to resume from it
+    if tokenizer is not None:
+        check_fits(tokenizer, model.config)
+        named = {"name": tokenizer.name, "length": tokenizer.length, "sha256": tokenizer.sha256}
+        state.data |= {"tokenizer": named, "eot_id": tokenizer.eot_id}
+    resolved = {"model": asdict(model.config), "train": asdict(TrainConfig(init_from=f"hf:{config.model}"))}
+    with writing(config.out_dir):
         path = save_checkpoint(config.out_dir, dict(model.named_parameters()), state, resolved)
         if tokenizer is not None:
             tokenizer.save(config.out_dir)
     print(f"{path}\n{model.config.summary()}\n{model.get_num_params():,} parameters")
     if tokenizer is None:
         print(
-            f"note: {folder} has no tokenizer.json; sample.py needs one in {config.out_dir}, or pass --tokenizer=..."
+            f"note: {folder} has no tokenizer.json; sample.py needs one in {config.out_dir}, or --tokenizer=..."
         )
-    return 0
 
 
 if __name__ == "__main__":

@@ -17,14 +17,16 @@ import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 
-from base.cli import parse_flags
-from base.errors import InputError, input_errors
-from base.fields import check
-from inference.hf import find_folder, load_hf, read_json, save_hf
+from base import cli, fields
+from base.errors import InputError
+from base.fields import knob
+from base.files import read_json
+from inference.hf import load_hf, save_hf
+from inference.hf.reading import find_folder
 from model_builder import ConfigurableGPT
 from tokenization.tokenizers import find_tokenizer
 from tokenization.vocabulary import kept_ids, prune_tokenizer, read_vocabulary
@@ -32,13 +34,13 @@ from tokenization.vocabulary import kept_ids, prune_tokenizer, read_vocabulary
 
 @dataclass(kw_only=True)
 class PruneConfig:
-    model: str = ""  # a folder of Hugging Face's layout, or a hub id
-    vocabulary: str = ""  # JSON of `python -m tokenization.vocabulary`
-    to: str = ""  # the folder that is written
-    tokenizer: str | None = None  # a name, folder or hub id; None: the model's own
+    model: str = knob("", "a folder of Hugging Face's layout, or a hub id")
+    vocabulary: str = knob("", "JSON of `python -m tokenization.vocabulary`")
+    to: str = knob("", "the folder that is written")
+    tokenizer: str | None = knob(None, "a name, folder or hub id; none: the model's own")
 
     def __post_init__(self) -> None:
-        check(self)
+        fields.check(self)
         for name in ("model", "vocabulary", "to"):
             if not getattr(self, name):
                 raise InputError(f"--{name}=... is missing")
@@ -60,43 +62,38 @@ def prune_model(model: ConfigurableGPT, kept: Sequence[int]) -> ConfigurableGPT:
 
 
 def main(argv: Sequence[str]) -> int:
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return 0
-    with input_errors():
-        words, flags = parse_flags(argv, get_type_hints(PruneConfig))
-        if words:
-            raise InputError(f"{words[0]!r} is no flag: did you mean --to={words[0]!r}?")
-        config = PruneConfig(**flags)
-        to = Path(config.to)
-        if to.exists() and (not to.is_dir() or any(to.iterdir())):
-            raise InputError(f"{to} is not empty: choose a new folder")
-        folder = find_folder(config.model)
-        tokenizer = find_tokenizer(config.tokenizer or folder)
-        record = read_vocabulary(config.vocabulary, tokenizer)
-        dtype = stored_dtype(read_json(folder / "config.json"))
-        model = load_hf(folder, dtype=dtype)
-        kept = kept_ids(record)
-        if kept[-1] >= model.config.vocab_size:
-            raise InputError(
-                f"{config.vocabulary} has ids up to {kept[-1]}, the model {model.config.vocab_size} rows"
-            )
-        pruned = prune_model(model, kept)
-        with tempfile.TemporaryDirectory() as small:
-            tokenizer.save(small)
-            (Path(small) / "tokenizer.json").write_bytes(prune_tokenizer(tokenizer.json, kept))
-            renumber_config(Path(small) / "tokenizer_config.json", kept)
-            for name in ("vocab.json", "merges.txt"):  # of the full vocabulary, which tokenizer.json repeats
-                (Path(small) / name).unlink(missing_ok=True)
-            save_hf(pruned, to, small, dtype)
-        (to / "kept_ids.json").write_text(json.dumps(kept) + "\n")
+    return cli.run(argv, __doc__, PruneConfig, prune)
+
+
+def prune(config: PruneConfig) -> None:
+    to = Path(config.to)
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError(f"{to} is not empty: choose a new folder")
+    folder = find_folder(config.model)
+    tokenizer = find_tokenizer(config.tokenizer or folder)
+    record = read_vocabulary(config.vocabulary, tokenizer)
+    dtype = stored_dtype(read_json(folder / "config.json"))
+    model = load_hf(folder, dtype=dtype)
+    kept = kept_ids(record)
+    if kept[-1] >= model.config.vocab_size:
+        raise InputError(
+            f"{config.vocabulary} has ids up to {kept[-1]}, the model {model.config.vocab_size} rows"
+        )
+    pruned = prune_model(model, kept)
+    with tempfile.TemporaryDirectory() as small:
+        tokenizer.save(small)
+        (Path(small) / "tokenizer.json").write_bytes(prune_tokenizer(tokenizer.json, kept))
+        renumber_config(Path(small) / "tokenizer_config.json", kept)
+        for name in ("vocab.json", "merges.txt"):  # of the full vocabulary, which tokenizer.json repeats
+            (Path(small) / name).unlink(missing_ok=True)
+        save_hf(pruned, to, small, dtype)
+    (to / "kept_ids.json").write_text(json.dumps(kept) + "\n")
     before, after = model.get_num_params(), pruned.get_num_params()
     mb = dtype.itemsize / 1e6
     print(
         f"{to}: {len(kept):,} of {model.config.vocab_size:,} rows, {after:,} of {before:,} parameters "
         f"({1 - after / before:.1%} less), {after * mb:,.1f} of {before * mb:,.1f} MB in {str(dtype).removeprefix('torch.')}"
     )
-    return 0
 
 
 def stored_dtype(hf_config: dict[str, Any]) -> torch.dtype:

@@ -5,7 +5,7 @@
     python scripts/run_lm_eval.py --model=exported --tasks=hellaswag,arc_easy,lambada_openai --out=results.json
 
 Task names and few-shot counts are the harness's own; its data comes from the hub, or with
---include_path=DIR from task files of yours. The fields of EvalConfig are the flags."""
+--include_path=DIR from task files of yours."""
 
 import sys
 from pathlib import Path
@@ -15,68 +15,63 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from base.cli import parse_flags
-from base.errors import InputError, MissingPackage, input_errors
-from base.fields import check
+from base import cli, fields
+from base.errors import InputError, MissingPackage
+from base.fields import knob
 from hardware.device import select_device, select_dtype
 from inference.models import find_model
 
 
 @dataclass(kw_only=True)
 class EvalConfig:
-    model: str = ""  # a folder of Hugging Face's layout, or a hub id
-    tasks: str = "hellaswag,arc_easy,arc_challenge,piqa,winogrande,lambada_openai"
-    num_fewshot: int | None = None  # None: each task's own
-    limit: int | None = None  # examples of a task; None: all
-    batch_size: int = 8
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    include_path: str | None = None  # a folder of more task files
-    out: str | None = None  # the harness's results as JSON
+    model: str = knob("", "a folder of Hugging Face's layout, or a hub id")
+    tasks: str = knob(
+        "hellaswag,arc_easy,arc_challenge,piqa,winogrande,lambada_openai", "separated by commas"
+    )
+    num_fewshot: int | None = knob(None, "none: each task's own", bounds="[0, inf)")
+    limit: int | None = knob(None, "examples of a task; none: all", bounds="[1, inf)")
+    batch_size: int = knob(8, "examples at a time", bounds="[1, inf)")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:N or mps")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob("auto", "of the weights")
+    include_path: str | None = knob(None, "a folder of more task files")
+    out: str | None = knob(None, "the harness's results as JSON")
 
     def __post_init__(self) -> None:
-        check(self)
+        fields.check(self)
         if not self.model:
             raise InputError("--model=DIR_OR_ID is missing")
-        for name, least in (("num_fewshot", 0), ("limit", 1), ("batch_size", 1)):
-            if getattr(self, name) is not None and getattr(self, name) < least:
-                raise InputError(f"{name}={getattr(self, name)} must be at least {least}")
 
 
 def main(argv: Sequence[str]) -> int:
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return 0
-    with input_errors():
-        words, flags = parse_flags(argv, get_type_hints(EvalConfig))
-        if words:
-            raise InputError(f"{words[0]!r} is no flag: did you mean --tasks={words[0]!r}?")
-        config = EvalConfig(**flags)
-        device = select_device(config.device)
-        dtype = select_dtype(config.dtype, device)
-        try:
-            import lm_eval
-            import lm_eval.models.huggingface  # needs what the extra [hf] brings
-            from lm_eval.tasks import TaskManager
-        except ImportError as error:
-            raise MissingPackage(
-                f'lm-evaluation-harness is missing ({error}): pip install "lm_eval[hf]"'
-            ) from None
-        if config.include_path is not None and not Path(config.include_path).is_dir():
-            raise InputError(f"include_path={config.include_path} is not a folder")
-        if config.out is not None and not Path(config.out).absolute().parent.is_dir():
-            raise InputError(
-                f"{Path(config.out).absolute().parent} is no folder: make it, or choose another --out"
-            )
-        found = find_model(model=config.model)
-        manager = TaskManager(include_path=config.include_path)
-        tasks = [task.strip() for task in config.tasks.split(",")]
-        if unknown := [task for task in tasks if not manager.match_tasks([task])]:
-            raise InputError(
-                f"tasks={unknown[0]!r} is not known to lm_eval {lm_eval.__version__}: see `lm_eval ls tasks`"
-            )
+    return cli.run(argv, __doc__, EvalConfig, evaluate)
+
+
+def evaluate(config: EvalConfig) -> None:
+    device = select_device(config.device)
+    dtype = select_dtype(config.dtype, device)
+    try:
+        import lm_eval
+        import lm_eval.models.huggingface  # needs what the extra [hf] brings
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise MissingPackage(
+            f'lm-evaluation-harness is missing ({error}): pip install "lm_eval[hf]"'
+        ) from None
+    if config.include_path is not None and not Path(config.include_path).is_dir():
+        raise InputError(f"include_path={config.include_path} is not a folder")
+    if config.out is not None and not Path(config.out).absolute().parent.is_dir():
+        raise InputError(
+            f"{Path(config.out).absolute().parent} is not a folder: make it, or choose another --out"
+        )
+    found = find_model(model=config.model)
+    manager = TaskManager(include_path=config.include_path)
+    tasks = [task.strip() for task in config.tasks.split(",")]
+    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
+        raise InputError(
+            f"tasks={unknown[0]!r} is not known to lm_eval {lm_eval.__version__}: see `lm_eval ls tasks`"
+        )
     name = str(dtype).removeprefix("torch.")
     results: dict[str, Any] = lm_eval.simple_evaluate(
         model="hf",
@@ -93,7 +88,6 @@ def main(argv: Sequence[str]) -> int:
     if config.out is not None:
         text = json.dumps(results, indent=2, default=str)
         Path(config.out).write_text(text + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

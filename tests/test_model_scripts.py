@@ -7,9 +7,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from inference.generate import Sampling, generate
+from inference.generate import generate
 from inference.hf import load_hf, save_hf
 from inference.models import FoundModel
+from inference.sampling import Sampling
 from inference.scoring import Question, log_likelihoods, score_documents, score_questions
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config

@@ -6,8 +6,9 @@ import pytest
 from conftest import record_tokenizer, write_dataset
 
 import sample
-from inference.generate import Event, Sampling
+from inference.generate import Event
 from inference.samples import TextSampler
+from inference.sampling import Sampling
 from tokenization.tokenizers import find_tokenizer
 from training.config import TrainConfig
 

@@ -24,6 +24,7 @@ from typing import Any, Literal, get_type_hints
 from base.cli import parse_flags
 from base.errors import InputError, input_errors
 from base.fields import check
+from base.files import read_json
 from tokenization.tokenizers import _CHARACTERS, TokenizerFiles, find_tokenizer, import_tokenizers
 
 TIERS = {
@@ -125,10 +126,7 @@ def english(found: TokenizerFiles, tier: str, text: str) -> dict[str, Any]:
 def read_vocabulary(file: str | Path, tokenizer: TokenizerFiles) -> dict[str, Any]:
     """The JSON that `main` wrote. Raises InputError for another file, or one of another tokenizer, in one
     line."""
-    try:
-        record = json.loads(Path(file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"{file} is damaged: {error}") from None
+    record = read_json(file, "make it again with python -m tokenization.vocabulary english")
     if not isinstance(record, dict) or not {"ids", "byte_ids", "added_ids", "tokenizer"} <= record.keys():
         raise InputError(
             f"{file} is not a vocabulary: write one with python -m tokenization.vocabulary english --out=FILE"

@@ -8,8 +8,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 import sample
 from inference.chat import NOT_THINKING, THINKING, Answer, load_template, split_thinking
-from inference.generate import Event, Sampling
+from inference.generate import Event
 from inference.hf import save_hf
+from inference.sampling import Sampling
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from tokenization.tokenizers import find_tokenizer

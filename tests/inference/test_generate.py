@@ -8,18 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from inference.generate import (
-    NUCLEUS_CANDIDATES,
-    Completion,
-    Sampling,
-    TextStream,
-    draw,
-    generate,
-    penalize_repetition,
-    sampling_distribution,
-    stream,
-)
+from inference.generate import Completion, generate, stream
 from inference.hf import save_hf
+from inference.sampling import NUCLEUS_CANDIDATES, Sampling, draw, penalize_repetition, sampling_distribution
+from inference.text_stream import TextStream
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 

@@ -18,7 +18,11 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from inference.hf import FAMILIES, as_hf, config_from_hf, config_to_hf, load_hf, save_hf
+from base.errors import InputError, MissingFile, MissingPackage
+from inference.hf import load_hf, save_hf
+from inference.hf.configs import config_from_hf, config_to_hf
+from inference.hf.families import FAMILIES
+from inference.hf.family import as_hf
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from operators.loss import IGNORED_TARGET
@@ -123,10 +127,10 @@ def edit_tensors(folder, edit):
 
 
 def assert_refused(folder, *words):
-    """load_hf raises one ValueError of one line that has all the words."""
+    """load_hf raises one InputError of one line that has all the words."""
     with pytest.raises(ValueError) as caught:
         load_hf(str(folder))
-    assert type(caught.value) is ValueError
+    assert type(caught.value) in (InputError, MissingFile, MissingPackage)
     message = str(caught.value)
     assert "\n" not in message
     assert all(word in message for word in words), (words, message)
@@ -585,8 +589,8 @@ def test_the_cast_is_that_of_torch_and_a_failed_export_leaves_the_old_one(tmp_pa
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("inference.hf.save_file", fails)
-        with pytest.raises(OSError, match="no space"):
+        patch.setattr("inference.hf.writing.save_file", fails)
+        with pytest.raises(InputError, match="cannot be written"):
             save_hf(model, tmp_path / "out")
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -10,8 +10,9 @@ from conftest import TINY_FLAGS, read_events, record_tokenizer, write_dataset
 from ranks import train_all
 
 import train
-from inference.generate import Sampling, generate
+from inference.generate import generate
 from inference.samples import TextSampler, continuation
+from inference.sampling import Sampling
 from model_builder import ConfigurableGPT
 from tokenization.tokenizers import load_tokenizer
 from training.config import TrainConfig, load_config

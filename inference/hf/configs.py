@@ -1,0 +1,173 @@
+"""config.json to a ModelArchitectureConfig and back."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from base.errors import InputError
+from base.fields import MODEL, did_you_mean, names
+from base.files import read_json
+from inference.hf.families import FAMILIES
+from inference.hf.family import ACTIVATIONS, LLAMA3_ROPE, Family
+from model_config import ModelArchitectureConfig
+
+
+def check_same_weights(
+    wanted: ModelArchitectureConfig, config: ModelArchitectureConfig, folder: Path
+) -> None:
+    """Raises InputError, naming every difference, unless the weights of `config` serve `wanted`: what is
+    not of the kind MODEL is free, and with RoPE so is a shorter block_size."""
+    fixed = set(names(ModelArchitectureConfig, MODEL))
+    if wanted.position_encoding == "rope" and wanted.block_size <= config.block_size:
+        fixed.remove("block_size")
+    theirs, ours = config.to_dict(), wanted.to_dict()
+    differing = [
+        f"{k}={theirs[k]!r} there, {ours[k]!r} here" for k in ours if k in fixed and ours[k] != theirs[k]
+    ]
+    if differing:
+        raise InputError(f"{folder} is another model than the configuration: {', '.join(differing)}")
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], ModelArchitectureConfig]:
+    """config.json of a folder, as it is and as ours. Raises InputError, which names the file."""
+    file = folder / "config.json"
+    hf_config = read_json(file)
+    try:
+        return hf_config, config_from_hf(hf_config)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:
+    """What a config.json of transformers 4 or 5 describes, with dropout 0.0. Raises InputError, naming the
+    field and its value, for what we cannot express, and for a size that is not there."""
+    model_type = hf_config.get("model_type")
+    if str(model_type) not in FAMILIES:
+        raise InputError(f"model_type={model_type!r} is not supported{did_you_mean(model_type, FAMILIES)}")
+    family = FAMILIES[model_type]
+    for name, value in {**family.only, "quantization_config": None}.items():
+        if hf_config.get(name, value) != value:
+            raise InputError(f"{name}={hf_config[name]!r} cannot be expressed here, only {value!r}")
+    layer_types = hf_config.get("layer_types") or []
+    for kind in layer_types if isinstance(layer_types, list) else [layer_types]:
+        if kind != "full_attention":
+            raise InputError(f"layer_types={kind!r} cannot be expressed here, only 'full_attention'")
+
+    ours = {**family.fixed, "dropout": 0.0}
+    for name, theirs in family.fields.items():
+        hf_names = theirs.split()
+        values = [hf_field(hf_config, hf_name, family.defaults) for hf_name in hf_names]
+        if any(value != values[0] for value in values):
+            both = " with ".join(
+                f"{hf_name}={value!r}" for hf_name, value in zip(hf_names, values, strict=True)
+            )
+            raise InputError(f"{both} cannot be expressed here: one {name!r} says both")
+        if name == "activation":
+            if str(values[0]) not in ACTIVATIONS:
+                raise InputError(
+                    f"{hf_names[0]}={values[0]!r} is not supported{did_you_mean(values[0], ACTIVATIONS)}"
+                )
+            values[0] = ACTIVATIONS[values[0]]
+        ours[name] = values[0]
+    if ours["position_encoding"] == "rope":
+        ours |= rope_from_hf(hf_config, family)
+    return ModelArchitectureConfig(**ours)
+
+
+def rope_from_hf(hf_config: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Our RoPE fields. transformers 5 keeps theirs in rope_parameters; 4 has rope_theta beside them and the
+    rest in rope_scaling. Where both speak, the precedence is that of convert_rope_params_to_dict in
+    modeling_rope_utils.py."""
+    where = "rope_scaling" if hf_config.get("rope_scaling") else "rope_parameters"
+    rope = hf_config.get(where) or {}
+    if not isinstance(rope, dict):
+        raise InputError(f"{where}={rope!r} is not a dictionary")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in ("default", "llama3"):
+        raise InputError(
+            f"rope_type={rope_type!r} in {where} cannot be expressed here, only 'default' and 'llama3'"
+        )
+    partial = rope.get("partial_rotary_factor", hf_config.get("partial_rotary_factor"))
+    if partial not in (None, 1.0):
+        raise InputError(f"partial_rotary_factor={partial!r} cannot be expressed here, only 1.0")
+    scaling = LLAMA3_ROPE if rope_type == "llama3" else {}
+    known = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *scaling.values())
+    for name in [name for name in rope if name not in known]:
+        raise InputError(
+            f"{name}={rope[name]!r} in {where} cannot be expressed here with rope_type={rope_type!r}"
+        )
+    theta = rope.get("rope_theta", hf_field(hf_config, "rope_theta", family.defaults))
+    fields = {"rope_theta": theta, "rope_scaling": "llama3" if scaling else "none"}
+    return fields | {name: hf_field(rope, hf_name, {}, f" in {where}") for name, hf_name in scaling.items()}
+
+
+def hf_field(fields: dict[str, Any], name: str, defaults: dict[str, Any], where: str = "") -> Any:
+    if name not in defaults and fields.get(name) is None:
+        raise InputError(f"{name} is missing{where}")
+    return fields.get(name, defaults.get(name))
+
+
+def config_to_hf(config: ModelArchitectureConfig, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """config.json for transformers 4 and 5, with every field of its class. A family whose members have
+    biases, GPT-2's, also expresses a model without, by biases of zero. Raises InputError, naming the
+    choices in the way, where no class can express the architecture."""
+    ours = config.to_dict()
+    model_type = nearest_family(config)
+    family = FAMILIES[model_type]
+    hf_config = {"model_type": model_type, "architectures": [family.model_class]}
+    hf_config |= dict.fromkeys(("dtype", "torch_dtype"), str(dtype).removeprefix("torch."))
+    hf_config |= (
+        dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")) | family.only | family.written
+    )
+    for name, theirs in family.fields.items():
+        value = hf_activation(config.activation) if name == "activation" else ours[name]
+        hf_config |= dict.fromkeys(theirs.split(), value)
+    if config.position_encoding == "rope":
+        scaling = {"rope_type": "default"}
+        if config.rope_scaling == "llama3":
+            scaling = {"rope_type": "llama3"} | {hf_name: ours[name] for name, hf_name in LLAMA3_ROPE.items()}
+        hf_config["rope_parameters"] = {"rope_theta": config.rope_theta, **scaling}  # transformers 5
+        hf_config["rope_theta"] = config.rope_theta  # transformers 4
+        hf_config["rope_scaling"] = scaling if config.rope_scaling == "llama3" else None
+    return hf_config | {name: derive(config) for name, derive in family.derived.items()}
+
+
+def hf_activation(activation: str) -> str:
+    """Their first name of ours, the one that the family's authors use. Raises InputError where they have
+    none."""
+    found = next((hf_name for hf_name, name in ACTIVATIONS.items() if name == activation), None)
+    if found is None:
+        raise InputError(
+            f"activation={activation!r} has no name in Hugging Face's classes: it cannot be exported"
+        )
+    return found
+
+
+def nearest_family(config: ModelArchitectureConfig) -> str:
+    """The model_type that expresses the architecture. Raises InputError, naming the choices in the way of
+    each that comes nearest, where none does."""
+    ours = config.to_dict()
+    differing = {}
+    for model_type, family in FAMILIES.items():
+        need = family.fixed | implied_sizes(config, family)
+        # Biases can be written as zeros
+        differing[model_type] = [
+            name for name, value in need.items() if ours[name] != value and (name != "bias" or config.bias)
+        ]
+    fewest = min(map(len, differing.values()))
+    nearest = [model_type for model_type, names in differing.items() if len(names) == fewest]
+    if not fewest:
+        return nearest[0]
+    ways = []
+    for model_type in nearest:
+        need = FAMILIES[model_type].fixed | implied_sizes(config, FAMILIES[model_type])
+        choices = [f"{name}={ours[name]!r} where it has {need[name]!r}" for name in differing[model_type]]
+        ways.append(f"{model_type}: {', '.join(choices)}")
+    raise InputError(f"no Hugging Face class has this architecture; in the way of {'; of '.join(ways)}")
+
+
+def implied_sizes(config: ModelArchitectureConfig, family: Family) -> dict[str, Any]:
+    """Our sizes that the family has no field for, as they follow from the others."""
+    implied = {"num_key_value_heads": config.n_head, "head_dim": config.n_embd / config.n_head}
+    return {name: value for name, value in implied.items() if name not in family.fields}

@@ -1,0 +1,147 @@
+"""Weights to Hugging Face: a folder that transformers, vLLM and load_hf read."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from base.errors import InputError, writing
+from base.files import fsync, read_json, write_json
+from inference.hf.configs import config_to_hf
+from inference.hf.families import FAMILIES
+from inference.hf.family import Family, as_hf
+from model_builder import ConfigurableGPT
+from model_config import ModelArchitectureConfig
+from tokenization.tokenizers import find_tokenizer, save_tokenizer
+
+MAX_SHARD_BYTES = 2 << 30
+
+
+@torch.no_grad()
+def save_hf(
+    model: ConfigurableGPT,
+    folder: str | Path,
+    tokenizer: Any = None,
+    dtype: torch.dtype = torch.float32,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> Path:
+    """Writes config.json, generation_config.json, the weights in `dtype` and the tokenizer's files into
+    folder, in the layout that transformers and load_hf read. `tokenizer` is a name, folder or hub id, or an
+    object with save_pretrained.
+
+    Shard by shard, so that at most max_shard_bytes of weights are held twice. Every file is complete before
+    the first one appears in folder. Raises InputError, before anything is written, for an architecture that
+    no class of transformers can express, naming the choices in the way, for an embedding with fewer rows
+    than the tokenizer has tokens, and what find_tokenizer raises."""
+    hf_config = config_to_hf(model.config, dtype)
+    folder = Path(folder).absolute()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose a folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    with writing(folder):
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        try:
+            generation = {"do_sample": False} | dict.fromkeys(
+                ("bos_token_id", "eos_token_id", "pad_token_id")
+            )
+            if tokenizer is not None:
+                ids = write_tokenizer(tokenizer, partial, model.config)
+                generation |= {
+                    "bos_token_id": ids["bos"],
+                    "eos_token_id": ids["eos"],
+                    "pad_token_id": ids["pad"],
+                }
+                hf_config |= generation | {"eos_token_id": ids["eos"][0]}
+                del hf_config["do_sample"]
+            write_json(partial / "generation_config.json", generation)
+            write_weights(model, FAMILIES[hf_config["model_type"]], partial, dtype, max_shard_bytes)
+            write_json(partial / "config.json", hf_config)
+            move_all(partial, folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def move_all(partial: Path, folder: Path) -> None:
+    """Moves the files of an export, all of which are complete, in place of an earlier export; config.json
+    comes last."""
+    written = sorted(partial.iterdir(), key=lambda path: path.name == "config.json")
+    for path in written:
+        path.chmod((partial / "config.json").stat().st_mode)  # safetensors writes for the owner alone
+        fsync(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    index = folder / "model.safetensors.index.json"
+    for stale in [folder / "config.json", *folder.glob("model*.safetensors"), index]:
+        stale.unlink(missing_ok=True)
+    for path in written:
+        path.replace(folder / path.name)
+
+
+def write_weights(
+    model: ConfigurableGPT, family: Family, folder: Path, dtype: torch.dtype, max_shard_bytes: int
+) -> None:
+    """model.safetensors, or shards and their index where it would be larger than max_shard_bytes."""
+    ours = dict(model.named_parameters())
+    if family.fixed.get("bias") and not model.config.bias:  # theirs cannot be left out, and zeros add nothing
+        inside = {name: p for name, p in ours.items() if name.startswith(("blocks.", "final_norm."))}
+        ours |= {name.removesuffix("weight") + "bias": p.new_zeros(p.size(0)) for name, p in inside.items()}
+    views = {n: v for name, p in ours.items() for n, v in as_hf(name, p, family, model.config).items()}
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for name, view in views.items():
+        nbytes = view.numel() * dtype.itemsize
+        if shards[-1] and size + nbytes > max_shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size, total = size + nbytes, total + nbytes
+    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    if len(shards) == 1:
+        files = ["model.safetensors"]
+    for file, names in zip(files, shards, strict=True):
+        tensors = {name: views[name].detach().to("cpu", dtype).contiguous() for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        write_json(
+            folder / "model.safetensors.index.json",
+            {"metadata": {"total_size": total}, "weight_map": weight_map},
+        )
+
+
+def write_tokenizer(tokenizer: Any, folder: Path, config: ModelArchitectureConfig) -> dict[str, Any]:
+    """The tokenizer's files into folder; returns its ids `bos`, `pad` and `eos`, all that end a text, of a
+    document first."""
+    if hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+        found = find_tokenizer(folder)
+    else:
+        found = save_tokenizer(tokenizer, folder)
+    if found.length > config.vocab_size:
+        raise InputError(
+            f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model vocab_size={config.vocab_size} rows: "
+            "it belongs to another model"
+        )
+    path = folder / "tokenizer_config.json"
+    fields = read_json(path) if path.is_file() else {}
+    # A tokenizer.json alone does not tell transformers which class reads it, nor what ends a text
+    ours = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": found.eot_token,
+        "pad_token": found.eot_token,
+    }
+    ours |= {"clean_up_tokenization_spaces": False, "model_max_length": config.block_size}
+    fields = ours | fields
+    write_json(path, fields)
+    ids = {token["content"]: token["id"] for token in json.loads(found.json)["added_tokens"]}
+
+    def id_of(field: str) -> int | None:
+        token = fields.get(field)
+        return ids.get(token["content"] if isinstance(token, dict) else token)
+
+    eos = [found.eot_id] + [i for i in (id_of("eos_token"),) if i not in (None, found.eot_id)]
+    return {"bos": id_of("bos_token"), "eos": eos, "pad": id_of("pad_token")}

@@ -1,0 +1,39 @@
+"""Tokens as text, while they come."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class TextStream:
+    """The text of a row as its tokens come. A character may need several tokens; what may yet become a stop
+    string is held back, and from a stop string on there is no text."""
+
+    def __init__(
+        self, tokenizer: "Tokenizer", prompt_ids: Sequence[int], stop_strings: Sequence[str] = ()
+    ) -> None:
+        from tokenizers.decoders import DecodeStream
+
+        self.tokenizer, self.stop_strings = tokenizer, stop_strings
+        self.decoder = DecodeStream(skip_special_tokens=True)
+        for token in prompt_ids:  # spaces at the start of a token depend on what came before
+            self.decoder.step(tokenizer, token)
+        self.held, self.stopped = "", False
+
+    def feed(self, token: int) -> str:
+        """The text that is certain now."""
+        self.held += self.decoder.step(self.tokenizer, token) or ""
+        ends = [at for stop in self.stop_strings if (at := self.held.find(stop)) >= 0]
+        if ends:
+            self.stopped = True
+            text, self.held = self.held[: min(ends)], ""
+            return text
+        keep = max(
+            (n for stop in self.stop_strings for n in range(1, len(stop)) if self.held.endswith(stop[:n])),
+            default=0,
+        )
+        cut = len(self.held) - keep
+        text, self.held = self.held[:cut], self.held[cut:]
+        return text
