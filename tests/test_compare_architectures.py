@@ -1,7 +1,6 @@
 """compare_architectures.py on logs that the tests write: what is compared, the numbers, the notes, the
 picture, bad input."""
 
-import contextlib
 import json
 import math
 import os
@@ -12,13 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median
-from unittest import mock
 
 import pytest
 
 import compare_architectures as compare
-from analysis import align
+from analysis import alignment, noise
 from analysis.curves import smoothed
+from base import cli, fields
+from model_config import ModelArchitectureConfig
+from training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 TOKENS_PER_STEP = 1000
@@ -80,8 +81,8 @@ def write_log(folder, *, floor=3.0, name="gpt2", steps=(0, 100), evals=20, end="
 def run(capsys, *argv, picture=False):
     """(stdout, stderr, comparison.json) of a comparison in this process; the picture takes most of the
     time."""
-    with contextlib.nullcontext() if picture else mock.patch.object(compare, "plot", return_value=b""):
-        compare.main([*argv, "--out=cmp"])
+    draw = {} if picture else {"draw": lambda runs: b""}
+    cli.run([*argv, "--out=cmp"], "", compare.CompareConfig, lambda config: compare.work(config, **draw))
     captured = capsys.readouterr()
     return captured.out, captured.err, json.loads(Path("cmp/comparison.json").read_text())
 
@@ -206,7 +207,7 @@ def test_nothing_is_extrapolated(capsys):
     "tokens, value", [(0, None), (10, 5.0), (15, 4.5), (20, 4.0), (35, 3.25), (40, 3.0), (41, None)]
 )
 def test_value_at(tokens, value):
-    assert align.value_at([(10, 5.0), (20, 4.0), (40, 3.0)], tokens) == value
+    assert alignment.value_at([(10, 5.0), (20, 4.0), (40, 3.0)], tokens) == value
 
 
 def test_resumed_logs_are_one_run(capsys):
@@ -523,10 +524,6 @@ def test_seeds_of_one_configuration(capsys):
 
 
 def test_what_does_not_change_a_run_makes_no_other_configuration(capsys):
-    from analysis.runs import HOUSEKEEPING
-    from training.config import TRAIN_FIELDS
-
-    assert set(HOUSEKEEPING) <= set(TRAIN_FIELDS)
     three_seeds("out-sweep/a", [3.0, 3.01])
     write_log(
         "out-sweep/a-seed2",
@@ -535,6 +532,105 @@ def test_what_does_not_change_a_run_makes_no_other_configuration(capsys):
     )
     _, _, report = run(capsys, "out-sweep")
     assert [place["seeds"] for place in standing(report, "tokens")["places"]] == [3]
+
+
+OTHER_VALUES = {
+    "hybrid_shard_size": 2,
+    "init_from": "resume",
+}  # of fields whose default says nothing of their type
+
+
+def other_value(cls, name):
+    """A value that the field does not have by default."""
+    default = fields.default_of(cls, name)
+    if name in OTHER_VALUES:
+        return OTHER_VALUES[name]
+    if isinstance(default, bool):
+        return not default
+    return f"{default}-other" if isinstance(default, str) else (default or 0) + 1
+
+
+def setting_that_gives_effect(cls, name):
+    """What the field needs beside it: values of other fields."""
+    for other, wanted in fields.knobs(cls)[name].needs.items():
+        value = other_value(cls, other) if wanted is fields.SET else wanted[0]
+        return {other: value, **setting_that_gives_effect(cls, other)}
+    return {}
+
+
+def of_kinds(*kinds):
+    return [
+        (part, cls, name)
+        for part, cls in (("model", ModelArchitectureConfig), ("train", TrainConfig))
+        for name in fields.names(cls, *kinds)
+    ]
+
+
+def two_seeds(capsys, part, beside, different):
+    """The configurations among two seeds, whose second differs in `different` too."""
+    other = "model" if part == "train" else "train"
+    for seed in (0, 1):
+        given = {part: {**beside, **(different if seed else {})}, other: {}}
+        given["train"] = {"seed": seed, **given["train"]}
+        write_log(f"out-s/a-seed{seed}", floor=3 + seed / 100, **given)
+    return run(capsys, "out-s")[2]
+
+
+@pytest.mark.parametrize("part, cls, name", of_kinds(fields.MACHINE, fields.KEEPING, fields.LOOKING))
+def test_the_machine_and_looking_split_no_configuration(part, cls, name, capsys):
+    if name == "out_dir":  # the two have folders of their own as it is
+        report = two_seeds(capsys, part, {}, {})
+    else:
+        beside = setting_that_gives_effect(cls, name)
+        report = two_seeds(capsys, part, beside, {name: other_value(cls, name)})
+    assert report["config_diff"]["fields"] == {}
+    assert [place["seeds"] for place in standing(report, "tokens")["places"]] == [2]
+    assert [place["seeds"] for place in standing(report, "FLOPs")["places"]] == [2]
+    in_time = standing(report, "time")
+    if name in fields.names(cls, fields.MACHINE):
+        assert not in_time["places"] and in_time["why"] == f"the runs differ in {name}"
+        assert any(f"The runs differ in {name} (" in note for note in report["notes"])
+    else:
+        assert [place["seeds"] for place in in_time["places"]] == [2]
+
+
+LEARNED = [field for field in of_kinds(fields.MODEL, fields.NUMBERS) if field[2] != "seed"]
+
+
+@pytest.mark.parametrize("part, cls, name", LEARNED)
+def test_what_is_learned_splits(part, cls, name, capsys):
+    beside = setting_that_gives_effect(cls, name)
+    report = two_seeds(capsys, part, beside, {name: other_value(cls, name)})
+    assert name in report["config_diff"]["fields"]
+    assert [place["seeds"] for place in standing(report, "tokens")["places"]] == [1, 1]
+
+
+@pytest.mark.parametrize("part, cls, name", [f for f in LEARNED if not fields.has_effect(f[1], f[2], {})])
+def test_a_field_without_effect_splits_nothing(part, cls, name, capsys):
+    report = two_seeds(capsys, part, {}, {name: other_value(cls, name)})
+    assert [place["seeds"] for place in standing(report, "tokens")["places"]] == [2]
+
+
+@pytest.mark.parametrize("different, splits", [
+    ({"init_from": "hf:gpt2"}, True), ({"init_from": "run:out-a@100"}, True), ({"init_from": "scratch"}, False),
+    ({"of_tomorrow": None}, True), ({"learning_rate": 6e-4}, False), ({"learning_rate": 1e-3}, True),
+    ({"sample_prompt": "def", "sample_tokens": 9, "profile": 3}, False), ({"grad_clip": 1}, False),
+])  # fmt: skip
+def test_what_an_older_or_a_later_log_says(different, splits, capsys):
+    """A field that a log lacks has its default; one that this version does not know is a difference."""
+    report = two_seeds(capsys, "train", {}, different)
+    assert [place["seeds"] for place in standing(report, "tokens")["places"]] == ([1, 1] if splits else [2])
+    assert list(report["config_diff"]["fields"]) == (list(different) if splits else [])
+
+
+def test_a_resumed_run_is_told_by_the_weights_that_it_began_with(capsys):
+    write_log(
+        "out-a", steps=(0, 60), end=None, started=1_700_000_001, train={"seed": 0, "init_from": "hf:gpt2"}
+    )
+    write_log("out-a", steps=(40, 100), started=1_700_000_002, train={"seed": 0, "init_from": "resume"})
+    write_log("out-b", train={"seed": 1, "init_from": "scratch"})
+    _, _, report = run(capsys, "out-a", "out-b")
+    assert report["config_diff"]["fields"] == {"init_from": ["hf:gpt2", None]}
 
 
 def test_two_changes_at_once_are_said(capsys):
@@ -551,7 +647,7 @@ def test_two_changes_at_once_are_said(capsys):
         "fields": {"position_encoding": ["learned", "rope"], "d_ff": [10, 12], "rope_theta": [None, 5e5],
                    "rope_scaling": [None, "none"]},
     }  # fmt: skip
-    assert "differ in 4 things at once (position_encoding, d_ff, rope_theta, rope_scaling)" in out
+    assert "differ in 4 things at once (d_ff, position_encoding, rope_theta, rope_scaling)" in out
     assert [line.split() for line in out.splitlines() if line.startswith("d_ff")] == [["d_ff", "10", "12"]]
     markdown = Path("cmp/comparison.md").read_text()
     assert "| position_encoding | learned | rope" in markdown and "\n\n| at equal" in markdown
@@ -589,14 +685,14 @@ def test_p_of_difference(df, t):
     n = df // 2 + 1
     a = [i - (n - 1) / 2 for i in range(n)]
     shift = t * math.sqrt(2 * statistics.variance(a) / n)
-    assert align.p_of_difference(a, [x + shift for x in a]) == pytest.approx(0.05, abs=1e-6)
-    assert align.p_of_difference(a, a) == pytest.approx(1.0)
+    assert noise.p_of_difference(a, [x + shift for x in a]) == pytest.approx(0.05, abs=1e-6)
+    assert noise.p_of_difference(a, a) == pytest.approx(1.0)
 
 
 def test_p_of_difference_without_noise():
-    assert align.p_of_difference([1.0], [2.0, 3.0]) is None
-    assert align.p_of_difference([1.0, 1.0], [2.0, 2.0]) == 0.0
-    assert align.p_of_difference([1.0, 1.0], [1.0, 1.0]) == 1.0
+    assert noise.p_of_difference([1.0], [2.0, 3.0]) is None
+    assert noise.p_of_difference([1.0, 1.0], [2.0, 2.0]) == 0.0
+    assert noise.p_of_difference([1.0, 1.0], [1.0, 1.0]) == 1.0
 
 
 def test_spikes(capsys):
@@ -707,8 +803,8 @@ def test_table_is_not_cut_in_a_pipe_and_nothing_half_written_stays(tmp_path):
 BAD = {
     "no runs": (["--latest=3"], "out*/run_*.jsonl"),
     "nothing named": ([], "--latest=3"),
-    "none wanted": (["--latest", "0"], "--latest=0"),
-    "negative": (["--latest=-2"], "--latest=-2"),
+    "none wanted": (["--latest", "0"], "latest=0 must be"),
+    "negative": (["--latest=-2"], "latest=-2 must be"),
     "no number": (["--latest=three"], "three"),
     "no value": (["--latest"], "--latest"),
     "unknown flag": (["--lastest=3"], "did you mean 'latest'"),
@@ -718,8 +814,8 @@ BAD = {
     "folder without runs": (["empty"], "empty"),
     "only an empty log": (["hollow"], "hollow/run_1.jsonl is empty"),
     "both ways": (["out-a", "--latest=1"], "out-a"),
-    "out is a file": (["out-a", "--out=file"], "--out=file"),
-    "out is below a file": (["out-a", "--out=file/sub"], "--out=file/sub"),
+    "out is a file": (["out-a", "--out=file"], "out='file' cannot"),
+    "out is below a file": (["out-a", "--out=file/sub"], "out='file/sub' cannot"),
 }
 
 
