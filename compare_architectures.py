@@ -8,104 +8,124 @@
 A run is named by its folder (the newest run in it), by a log file, by a pattern, or with others by the
 folder that holds theirs. The tables go to stdout, and with the curves and all the numbers to comparison.md,
 comparison.png, comparison.html (one page with curves to point at, which opens from disk) and
-comparison.json in --out (default comparison/).
+comparison.json.
 
---run trains config files (x the values of each --set key=v1,v2, x --seeds) to the same number of --tokens,
-one run after another, into folders of --sweep_dir (default out-sweep/); --set with one value holds for all.
-The same command again does only what is missing. --nproc_per_node=N uses N GPUs or processes for each run.
+--run trains config files one after another and then compares them; --set with one value holds for all. The
+same command again does only what is missing.
 
 Runs are ranked at equal tokens, at equal training FLOPs and at equal training time, in bits per byte where
 all have them. Runs that differ in nothing but the seed are one configuration: its mean, their spread, and
 whether a gap is larger than that."""
 
-import json
-import os
 import sys
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from analysis import align, report, sweep
+from analysis import alignment, sentences, showing, sweep, tables
+from analysis.groups import config_diff, groups_of
+from analysis.logs import LOSS
 from analysis.page import page
 from analysis.plot import plot
-from analysis.runs import LOSS, find_runs, ranking_key, read_runs
-from base.cli import parse_flags
-from base.errors import InputError, MissingPackage, input_errors
+from analysis.rows import summarise
+from analysis.runs import Run, ranking_key, read_runs
+from analysis.selection import find_runs
+from analysis.standings import standings
+from analysis.sweep_plan import plan
+from base import cli, fields, text
+from base.errors import EXIT_INPUT, EXIT_STOPPED, InputError, require
+from base.fields import SET, knob
+from base.files import writable_folder, write_atomically, write_json
+from base.text import check_utf8
 
-FLAGS = {"latest": int, "out": str, "run": bool, "seeds": int, "tokens": int, "set": list[str], "sweep_dir": str,
-         "nproc_per_node": int}  # fmt: skip
-EXIT_STOPPED = 75
+COUNT, RUN = "[1, inf)", {"run": SET}
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+@dataclass(kw_only=True)
+class CompareConfig:
+    """What is compared, and where the comparison goes. Raises InputError for flags that exclude each
+    other."""
+
+    runs: list[str] = knob(
+        [], "folders, logs or patterns, with --run config files; the flag may be left out", takes_words=True
+    )
+    latest: int | None = knob(None, "compare so many newest runs of out*/ and out*/*/", bounds=COUNT)
+    out: str = knob("comparison", "the folder of the report")
+    run: bool = knob(False, "train the config files first, as far as they are not trained yet")
+    seeds: int | None = knob(None, "with --run: seeds of each, from 0; none: 1", bounds=COUNT, needs=RUN)
+    tokens: int | None = knob(
+        None, "with --run: train each on so many; none: its max_iters", bounds=COUNT, needs=RUN
+    )
+    set: list[str] = knob([], "with --run: key=value for all, or key=v1,v2 to run each value", needs=RUN)
+    sweep_dir: str | None = knob(None, "with --run: the folder of the runs; none: out-sweep", needs=RUN)
+    nproc_per_node: int | None = knob(
+        None, "with --run: GPUs or processes of each; none: 1", bounds=COUNT, needs=RUN
+    )
+
+    def __post_init__(self) -> None:
+        fields.check(self)
+        check_utf8(out=self.out, sweep_dir=self.sweep_dir or "")
+        if self.run and self.latest is not None:
+            raise InputError("--run and --latest are two ways to choose the runs: give one")
+        for name, value in vars(self).items():
+            if value not in (None, []) and not fields.has_effect(type(self), name, vars(self)):
+                raise InputError(
+                    f"--{name} is for --run: compare_architectures.py --run CONFIG... --{name}=..."
+                )
 
 
 def main(argv: Sequence[str]) -> int:
-    if {"-h", "--help"} & set(argv):
-        print(__doc__.strip())
-        return 0
+    return cli.run(argv, __doc__, CompareConfig, work)
+
+
+def work(config: CompareConfig, draw: Callable[[Sequence[Run]], bytes] = plot) -> int:
+    """Trains what is to be trained, then compares. Returns the exit code."""
     code = 0
-    with input_errors():
-        words, flags = parse_flags(argv, FLAGS)
-        if not flags.get("run"):
-            if given := [name for name in FLAGS if name in flags and name not in ("latest", "out", "run")]:
-                raise InputError(
-                    f"--{given[0]} is for --run: compare_architectures.py --run CONFIG... --{given[0]}=..."
-                )
-            chains, left_out = find_runs(words, flags.get("latest"))
-        elif "latest" in flags:
-            raise InputError("--run and --latest are two ways to choose the runs: give one")
-        else:
-            folder = Path(flags.get("sweep_dir", "out-sweep"))
-            planned = sweep.plan(
-                words, flags.get("set", []), flags.get("seeds", 1), flags.get("tokens"), folder
-            )
-            if (n := flags.get("nproc_per_node", 1)) < 1:
-                raise InputError(f"--nproc_per_node={n} must be at least 1")
-        out = Path(flags.get("out", "comparison"))
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=out).close()
-        except OSError as error:
-            raise InputError(
-                f"--out={out} cannot be written to ({error.strerror}): name another folder"
-            ) from error
-        if flags.get("run"):
-            folders, code = sweep.execute(planned, n)
-            if code in (2, EXIT_STOPPED):
-                return code
-            chains, left_out = find_runs([str(folder) for folder in folders], None)
+    if config.run:
+        folder = Path(config.sweep_dir or "out-sweep")
+        planned = plan(config.runs, config.set, config.seeds or 1, config.tokens, folder)
+        out = folder_of_the_report(config.out)
+        folders, code = sweep.execute(planned, config.nproc_per_node or 1)
+        if code in (EXIT_INPUT, EXIT_STOPPED):
+            return code
+        chains, left_out = find_runs([str(folder) for folder in folders], None)
+    else:
+        chains, left_out = find_runs(config.runs, config.latest)
+        out = folder_of_the_report(config.out)
     for line in left_out:
         print(f"compare_architectures.py: left out: {line}", file=sys.stderr)
-    compare(chains, out)
+    compare(chains, out, draw)
     return code
 
 
-def compare(chains: Sequence[Sequence[Path]], out: Path) -> None:
+def folder_of_the_report(out: str) -> Path:
+    """Made before the first run is trained. Raises InputError where it cannot be written to."""
+    folder = writable_folder(out, "out")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def compare(chains: Sequence[Sequence[Path]], out: Path, draw: Callable[[Sequence[Run]], bytes]) -> None:
     """The comparison of the runs, each given by its logs, to stdout and to files in `out`."""
     runs = read_runs(chains)
-    key, groups = ranking_key(runs), align.groups_of(runs)
-    common, common_flops = align.common_end(runs, LOSS, "tokens"), align.common_end(runs, key, "FLOPs")
-    rows = [report.summarise(run, common, common_flops) for run in runs]
-    diff, leads = align.config_diff(groups), align.standings(runs)
-    notes = report.notes_on(runs, rows, common, groups, diff, leads)
-    sentences = report.standings_lines(leads)
-    tables = [
-        report.cells(runs, rows, common, common_flops),
-        report.standings_cells(leads),
-        report.diff_cells(groups, diff),
+    key, groups = ranking_key(runs), groups_of(runs)
+    common = alignment.common_end(runs, LOSS, "tokens")
+    common_flops = alignment.common_end(runs, key, "FLOPs")
+    rows = [summarise(run, common, common_flops) for run in runs]
+    diff, leads = config_diff(groups), standings(runs)
+    notes = sentences.notes_on(runs, common, groups, diff, leads)
+    summary = sentences.on_the_leaders(leads)
+    lines = [*summary, *notes]
+    shown = [
+        tables.table_of_runs(runs, rows, common, common_flops),
+        tables.table_of_standings(leads),
+        tables.table_of_differences(groups, diff),
     ]
-    tables = [grid for grid in tables if len(grid) > 1]
-    for i, grid in enumerate(tables):
+    shown = [table for table in shown if len(table.rows) > 1]
+    for i, table in enumerate(shown):
         print(end="\n" if i else "")
-        report.show(grid)
-    print(*(f"- {line}" for line in (*sentences, *notes)), sep="\n", flush=True)
+        showing.show(table)
+    print(*(f"- {line}" for line in lines), sep="\n", flush=True)
 
     content = {
         "sorted_by": key,
@@ -113,21 +133,17 @@ def compare(chains: Sequence[Sequence[Path]], out: Path) -> None:
         "common_flops": common_flops,
         "notes": notes,
         "standings": leads,
-        "summary": sentences,
+        "summary": summary,
         "config_diff": {"configurations": [group.label for group in groups], "fields": diff},
         "runs": rows,
     }
-    write_atomically(out / "comparison.json", (json.dumps(content, indent=1) + "\n").encode())
-    listed = "".join(f"- {line}\n" for line in (*sentences, *notes))
-    text = "\n\n".join(report.table(grid, markdown=True) for grid in tables)
-    write_atomically(out / "comparison.md", f"{text}\n\n{listed}\n![The curves](comparison.png)\n".encode())
-    write_atomically(out / "comparison.html", page(runs, tables, [*sentences, *notes]).encode())
-    with input_errors():
-        try:
-            import matplotlib  # noqa: F401
-        except ImportError as error:
-            raise MissingPackage(f"{out}/comparison.png needs matplotlib: pip install matplotlib") from error
-    write_atomically(out / "comparison.png", plot(runs))
+    write_json(out / "comparison.json", content, indent=1)
+    parts = [text.table(table.rows, table.left, markdown=True) for table in shown]
+    parts += ["".join(f"- {line}\n" for line in lines) + "\n![The curves](comparison.png)\n"]
+    write_atomically(out / "comparison.md", "\n\n".join(parts).encode())
+    write_atomically(out / "comparison.html", page(runs, shown, lines).encode())
+    require("matplotlib", f"{out}/comparison.png")
+    write_atomically(out / "comparison.png", draw(runs))
     print(f"wrote {out}/comparison.md, comparison.json, comparison.html and comparison.png")
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from analysis.runs import find_runs, read_runs
+from analysis.runs import read_runs
+from analysis.selection import find_runs
 from base import fields
 from base.errors import InputError, input_errors
 from hardware.gpus import GPU, find_gpu, peak_flops_per_s, unknown_gpu

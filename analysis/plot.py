@@ -3,11 +3,24 @@
 import io
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-from analysis.align import groups_of
-from analysis.curves import AXIS_LABELS, label_of_group, looks, per_byte, smoothed, y_label
-from analysis.report import clock, human
-from analysis.runs import AXES, Run, ranking_key
+from analysis.alignment import Points
+from analysis.curves import AXIS_LABELS, Drawn, axes_of, curves_of, label_of_group, y_label
+from analysis.groups import groups_of
+from analysis.runs import Run, ranking_key
+from base.text import clock, human
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+STYLE = {
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.grid": True,
+    "axes.axisbelow": True, "grid.color": "#e8e8e8", "grid.linewidth": 0.6, "legend.frameon": False,
+}  # fmt: skip
+LETTERS_OF_A_PANEL = 43  # that fit below it
+LETTERS_OF_A_LINE = 8  # the width of a legend's line and gap
 
 
 def plot(runs: Sequence[Run]) -> bytes:
@@ -15,7 +28,93 @@ def plot(runs: Sequence[Run]) -> bytes:
     smoothed training loss faint behind it; of two where no run has times."""
     import matplotlib
     from matplotlib.figure import Figure  # without pyplot: no window, nothing global, and Agg draws the PNG
+
+    axes, drawn, handles = axes_of(runs), curves_of(runs), legend(runs)
+    n_columns = columns_of(handles, len(axes))
+    with matplotlib.rc_context(STYLE):
+        width = 1.5 + 3.75 * len(axes)
+        height = 3.5 + 0.2 * math.ceil(len(handles) / n_columns)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.get_layout_engine().set(wspace=0.04)
+        panels = figure.subplots(1, len(axes), sharey=True)
+        # The evaluations set the frame; where no run has two of them, training does
+        evaluated = any(len(beyond_0(curves.evals["tokens"])) > 1 for curves in drawn)
+        ys = []
+        for ax, axis in zip(panels, axes, strict=True):
+            framed = draw(ax, axis, drawn, evaluated)
+            scale_x(ax, axis, [x for x, _ in framed])
+            ys += [y for _, y in framed]
+            if ax is not panels[0]:
+                ax.tick_params(axis="y", left=False)
+        if ys:
+            margin = 0.05 * (max(ys) - min(ys)) or 0.1
+            panels[0].set_ylim(min(ys) - margin, max(ys) + margin)
+        panels[0].set_ylabel(y_label(runs))
+        figure.legend(handles=handles, loc="outside lower center", ncols=n_columns)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", dpi=200, bbox_inches="tight", pad_inches=0.08)
+    return in_few_colours(image)
+
+
+def in_few_colours(image: io.BytesIO) -> bytes:
+    """256 of them are enough for lines, and make a third of the bytes."""
+    from PIL import Image  # matplotlib needs it too
+
+    palette = io.BytesIO()
+    Image.open(image).convert("RGB").quantize(256).save(palette, format="png", optimize=True)
+    return palette.getvalue()
+
+
+def legend(runs: Sequence[Run]) -> "list[Line2D]":
+    """An entry for each configuration, for the faint lines, for the crosses if there are any."""
     from matplotlib.lines import Line2D
+
+    key, groups = ranking_key(runs), groups_of(runs)
+    looks = {curves.group: curves.look for curves in curves_of(runs)}
+    handles = [
+        Line2D([], [], **looks[i], label=label_of_group(group, key).replace("$", r"\$"))
+        for i, group in enumerate(groups)
+    ]
+    handles.append(Line2D([], [], color="#999999", linewidth=0.9, label="training loss, smoothed"))
+    if any(run.status == "crashed" for run in runs):
+        cross: dict[str, Any] = {"color": "#555555", "marker": "x", "markeredgewidth": 1.5, "linestyle": ""}
+        handles.append(Line2D([], [], **cross, label="crashed"))
+    return handles
+
+
+def columns_of(handles: "Sequence[Line2D]", n_panels: int) -> int:
+    """How many entries of the legend fit side by side."""
+    lengths = [len(handle.get_label()) + LETTERS_OF_A_LINE for handle in handles]
+    room = LETTERS_OF_A_PANEL * (n_panels + 1)
+    return len(handles) if sum(lengths) <= room else max(1, room // max(lengths))
+
+
+def beyond_0(points: Points) -> Points:
+    """Step 0 is ln(vocabulary) for every run: on no log axis, and not worth the height that the differences
+    need."""
+    return [(x, y) for x, y in points if x > 0]
+
+
+def draw(ax: "Axes", axis: str, drawn: Sequence[Drawn], evaluated: bool) -> list[tuple[float, float]]:
+    """The curves of all runs in one panel. Returns the points that its frame must hold."""
+    few = max(len(beyond_0(curves.evals["tokens"])) for curves in drawn) <= 20 and len(drawn) <= 7
+    framed = []
+    for curves in drawn:
+        points, behind = beyond_0(curves.evals[axis]), beyond_0(curves.trains[axis])
+        if behind:
+            ax.plot(*zip(*behind, strict=True), **curves.look, linewidth=0.9, alpha=0.35 if points else 0.8)
+        if points:
+            marker = "o" if few else None
+            ax.plot(*zip(*points, strict=True), **curves.look, linewidth=1.6, marker=marker, markersize=3.5)
+        if curves.run.status == "crashed" and (points or behind):
+            cross = {"marker": "x", "markersize": 8, "markeredgewidth": 2, "zorder": 5}
+            ax.plot(*(points or behind)[-1], color=curves.look["color"], **cross)
+        framed += [*points, *(behind[-1:] if evaluated else behind)]
+    return framed
+
+
+def scale_x(ax: "Axes", axis: str, xs: Sequence[float]) -> None:
+    """A log axis where the points span a factor of 20, and its ticks and label."""
     from matplotlib.ticker import (
         FuncFormatter,
         LogFormatterSciNotation,
@@ -23,94 +122,18 @@ def plot(runs: Sequence[Run]) -> bytes:
         MaxNLocator,
         NullFormatter,
     )
-    from PIL import Image  # matplotlib needs it too
 
-    key = ranking_key(runs)
-    groups, handles, curves = groups_of(runs), [], []
-    label_of = {id(group.runs[0]): label_of_group(group, key) for group in groups}
-    axes = [axis for axis in AXES if axis != "time" or any(run.curve(key, axis) for run in runs)]
-    for run, look in zip(runs, looks(runs), strict=True):
-        scale = per_byte(run, key)
-        lines = {}
-        for axis in axes:
-            trains = run.along(run.trains, "loss", axis) if scale else []
-            behind = zip([x for x, _ in trains], smoothed([y * scale for _, y in trains]), strict=True)
-            # Step 0 is ln(vocabulary) for every run: on no log axis, and not worth the height that the
-            # differences need.
-            lines[axis] = tuple([(x, y) for x, y in c if x > 0] for c in (run.curve(key, axis), behind))
-        curves.append((run, look, lines))
-        if id(run) in label_of:
-            handles.append(Line2D([], [], **look, label=label_of[id(run)].replace("$", r"\$")))
-    handles.append(Line2D([], [], color="#999999", linewidth=0.9, label="training loss, smoothed"))
-    if any(run.status == "crashed" for run in runs):
-        handles.append(
-            Line2D([], [], color="#555555", marker="x", markeredgewidth=1.5, linestyle="", label="crashed")
-        )
-    lengths = [
-        len(handle.get_label()) + 8 for handle in handles
-    ]  # with the line and the gap; about 42 fit a panel
-    room = 43 * (len(axes) + 1)
-    n_columns = len(handles) if sum(lengths) <= room else max(1, room // max(lengths))
-    # The evaluations set the frame; where no run has two of them, training does.
-    evaluated = any(len(lines["tokens"][0]) > 1 for _, _, lines in curves)
-    marker = "o" if max(len(lines["tokens"][0]) for _, _, lines in curves) <= 20 and len(runs) <= 7 else None
-    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.grid": True,
-             "axes.axisbelow": True, "grid.color": "#e8e8e8", "grid.linewidth": 0.6, "legend.frameon": False}  # fmt: skip
-    with matplotlib.rc_context(style):
-        width = 1.5 + 3.75 * len(axes)
-        figure = Figure(
-            figsize=(width, 3.5 + 0.2 * math.ceil(len(handles) / n_columns)), layout="constrained"
-        )
-        figure.get_layout_engine().set(wspace=0.04)
-        panels = figure.subplots(1, len(axes), sharey=True)
-        ys = []
-        for ax, axis in zip(panels, axes, strict=True):
-            xs = []
-            for run, look, lines in curves:
-                points, behind = lines[axis]
-                if behind:
-                    ax.plot(*zip(*behind, strict=True), **look, linewidth=0.9, alpha=0.35 if points else 0.8)
-                if points:
-                    ax.plot(*zip(*points, strict=True), **look, linewidth=1.6, marker=marker, markersize=3.5)
-                if run.status == "crashed" and (points or behind):
-                    ax.plot(
-                        *(points or behind)[-1],
-                        color=look["color"],
-                        marker="x",
-                        markersize=8,
-                        markeredgewidth=2,
-                        zorder=5,
-                    )
-                framed = points + behind[-1:] if evaluated else points + behind
-                xs += [x for x, _ in framed]
-                ys += [y for _, y in framed]
-            ratio = max(xs, default=1) / min(xs, default=1)
-            if ratio >= 20:
-                ax.set_xscale("log")
-                ax.set_xlim(min(xs) / 1.1, max(xs) * 1.15)
-                ax.xaxis.set_major_locator(
-                    LogLocator(subs=(1,) if ratio > 1e3 else (1, 3) if axis == "FLOPs" else (1, 2, 5))
-                )
-                ax.xaxis.set_minor_formatter(NullFormatter())
-            else:
-                ax.xaxis.set_major_locator(MaxNLocator(5))
-                ax.set_xlim(left=0)
-        if ys:
-            margin = 0.05 * (max(ys) - min(ys)) or 0.1
-            panels[0].set_ylim(min(ys) - margin, max(ys) + margin)
-        for ax, axis in zip(panels, axes, strict=True):
-            form = {"tokens": human, "time": clock}.get(axis)
-            scientific = LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf))
-            ax.xaxis.set_major_formatter(
-                FuncFormatter(lambda x, _, form=form: form(x)) if form else scientific
-            )
-            ax.set_xlabel(AXIS_LABELS[axis])
-            if ax is not panels[0]:
-                ax.tick_params(axis="y", left=False)
-        panels[0].set_ylabel(y_label(runs))
-        figure.legend(handles=handles, loc="outside lower center", ncols=n_columns)
-        image = io.BytesIO()
-        figure.savefig(image, format="png", dpi=200, bbox_inches="tight", pad_inches=0.08)
-    palette = io.BytesIO()  # 256 colours are enough for lines, and a third of the bytes
-    Image.open(image).convert("RGB").quantize(256).save(palette, format="png", optimize=True)
-    return palette.getvalue()
+    ratio = max(xs, default=1) / min(xs, default=1)
+    if ratio >= 20:
+        ax.set_xscale("log")
+        ax.set_xlim(min(xs) / 1.1, max(xs) * 1.15)
+        subs = (1,) if ratio > 1e3 else (1, 3) if axis == "FLOPs" else (1, 2, 5)
+        ax.xaxis.set_major_locator(LogLocator(subs=subs))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.set_xlim(left=0)
+    form = {"tokens": human, "time": clock}.get(axis)
+    scientific = LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: form(x)) if form else scientific)
+    ax.set_xlabel(AXIS_LABELS[axis])

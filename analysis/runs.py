@@ -1,10 +1,5 @@
-"""Run logs -> runs: which logs were asked for, which of them continue each other, and what each says.
+"""Logs that continue each other -> one run, and what it says along each axis."""
 
-A resumed run writes a new log with start_step > 0; the logs of a folder that continue each other are one
-run here."""
-
-import glob
-import json
 import math
 import os
 import time
@@ -18,65 +13,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from base.errors import InputError
-from base.fields import did_you_mean
+from analysis.differences import learned_from, run_on
+from analysis.logs import BITS, LOSS, NEEDED, lines_of, on_one_line, parse_event
+from base.errors import reading
 
 SILENCE_S = 300  # a log without run_end that grew less than this ago belongs to a run that is still going
-BITS, LOSS = "val_bits_per_byte", "val_loss"
-
-# What an event must have to be of use, and which fields are numbers, or null, where they are there.
-NEEDED = {
-    "run_start": ("config", "model"),
-    "train": ("step", "loss"),
-    "eval": ("step", LOSS),
-    "run_end": ("reason",),
-}
-NUMBERS = (
-    *(
-        "time",
-        "start_step",
-        "step",
-        "tokens",
-        "loss",
-        LOSS,
-        BITS,
-        "dt_ms",
-        "tokens_per_s",
-        "mfu",
-        "memory_gb",
-        "wall_s",
-    ),
-    *("grad_norm", "skipped_steps", "energy_j"),
-)
 AXES = ("tokens", "FLOPs", "time")  # what a fair comparison holds equal; time is that of training, in seconds
-
-# Fields of a configuration that decide where a run writes and how often it looks, not what it learns.
-# arch_preset is there in the fields that it sets.
-HOUSEKEEPING = (
-    *(
-        "seed",
-        "arch_preset",
-        "out_dir",
-        "init_from",
-        "eval_only",
-        "eval_interval",
-        "log_interval",
-        "checkpoint_interval",
-    ),
-    *("keep_last", "always_save_checkpoint", "async_checkpoint", "dist_timeout_s", "device", "dashboard"),
-    *("wandb_log", "wandb_project", "wandb_run_name", "tensorboard_log", "trackio_log"),
-)
-# Fields without effect unless another has one of these values
-ONLY_WITH = {
-    "rope_theta": ("position_encoding", ("rope",)),
-    "rope_scaling": ("position_encoding", ("rope",)),
-    "rope_scaling_factor": ("rope_scaling", ("llama3",)),
-    "rope_low_freq_factor": ("rope_scaling", ("llama3",)),
-    "rope_high_freq_factor": ("rope_scaling", ("llama3",)),
-    "rope_original_block_size": ("rope_scaling", ("llama3",)),
-    "muon_learning_rate": ("optimizer", ("muon",)),
-    "wsd_decay_fraction": ("lr_schedule", ("wsd",)),
-}
 
 
 @dataclass
@@ -86,6 +28,7 @@ class Run:
 
     files: list[Path]
     first_step: int  # of the oldest log: 0, unless what came before it is missing
+    begun_from: Any  # init_from of the oldest log; None where it does not say
     out_dir: str
     start: dict[str, Any]  # run_start of the newest log
     trains: list[dict[str, Any]]
@@ -96,9 +39,7 @@ class Run:
     status: str  # done, stopped (by a signal), crashed, running
     reason: str | None  # of the newest log's run_end, if it has one
     damaged_lines: int
-    skipped_steps: (
-        int | None
-    )  # that the run reports, for gradients that were not finite; None where it reports none
+    skipped_steps: int | None  # for gradients that were not finite; None where the run reports none
     energy_j: float | None  # that the device reported
     label: str = ""  # out_dir, and which run in it where the comparison has several
 
@@ -112,19 +53,29 @@ class Run:
 
     @property
     def seed(self) -> int | None:
-        return self.start["config"]["train"].get("seed")
+        seed = self.start["config"]["train"].get("seed")
+        return seed if type(seed) is int else None
 
     @property
-    def data(self) -> Any:
+    def data(self) -> str | None:
         """What was read: the fingerprint of dataset and tokenizer, or the dataset's name where a log has
         none."""
-        data = self.start.get("data") or {}
-        return data.get("fingerprint") or data.get("dataset")
+        return self.start["data"].get("fingerprint") or self.start["data"].get("dataset")
 
     @property
     def machine(self) -> str:
-        hardware = self.start.get("hardware") or {}
+        hardware = self.start["hardware"]
         return f"{hardware.get('world_size')} x {hardware.get('device_name')}"
+
+    @cached_property
+    def choices(self) -> dict[str, Any]:
+        """The configuration as far as it decides what is learned."""
+        return learned_from(self.start["config"], self.begun_from)
+
+    @cached_property
+    def machine_choices(self) -> dict[str, Any]:
+        """The configuration as far as it decides how fast."""
+        return run_on(self.start["config"])
 
     def along(self, events: Iterable[dict[str, Any]], key: str, axis: str) -> list[tuple[float, float]]:
         """(x, value) of each event that has the value, x in the units of the axis. Nothing for the time of
@@ -174,183 +125,98 @@ class Run:
                 calm = [*calm[-20:], loss]
         return count
 
-    def choices(self) -> dict[str, Any]:
-        """The configuration as far as it decides what is learned: without housekeeping and fields without
-        effect."""
-        config = self.start["config"]
-        fields = {**(config["model"] if isinstance(config.get("model"), dict) else {}), **config["train"]}
-        chosen = {k: v for k, v in fields.items() if k not in HOUSEKEEPING}
-        for name, (other, values) in ONLY_WITH.items():
-            if fields.get(other) not in values:
-                chosen.pop(name, None)
-        weights = fields.get("init_from")
-        return chosen | (
-            {"init_from": weights} if isinstance(weights, str) and weights.startswith("hf:") else {}
-        )
+
+@dataclass
+class Session:
+    """What one log says."""
+
+    start: dict[str, Any]
+    steps: list[dict[str, Any]]  # train and eval events
+    others: list[dict[str, Any]]
+    end: dict[str, Any]  # the last run_end; empty where there is none
+    damaged_lines: int
+
+    @property
+    def begin(self) -> int:
+        return self.start.get("start_step") or 0
 
 
-def parse_event(line: str) -> dict[str, Any] | None:
-    """The event on one line of a log, its figures numbers or None (as is what was not finite); None for a
-    damaged line."""
-    try:
-        event = json.loads(line, parse_constant=lambda _: None)
-    except ValueError:
-        return None
-    if not isinstance(event, dict) or not all(
-        event.get(key) is None or is_number(event[key]) for key in NUMBERS
-    ):
-        return None
-    kind = event.get("event")
-    if not isinstance(kind, str) or any(key not in event for key in NEEDED.get(kind, ())):
-        return None
-    if kind in ("train", "eval") and not isinstance(event["step"], int):
-        return None
-    if kind == "run_start":
-        config, model = event["config"], event["model"]
-        if (
-            not isinstance(config, dict)
-            or not isinstance(config.setdefault("train", {}), dict)
-            or not isinstance(model, dict)
-        ):
-            return None
-        if not (is_number(model.get("params")) and is_number(model.get("flops_per_token"))):
-            return None
-        return event if isinstance(model.get("architecture_name"), str) else None
-    return event
+def read_session(path: Path) -> Session:
+    """One log that begins a run or resumes one. Raises InputError where it cannot be read."""
+    parsed = [parse_event(line) for line in lines_of(path) if line.strip()]
+    events = [event for event in parsed if event is not None]
+    return Session(
+        start=next(e for e in events if e["event"] == "run_start"),
+        steps=[e for e in events if e["event"] in ("train", "eval")],
+        others=[e for e in events if e["event"] not in NEEDED],
+        end=next((e for e in reversed(events) if e["event"] == "run_end"), {}),
+        damaged_lines=len(parsed) - len(events),
+    )
 
 
-def is_number(value: Any) -> bool:
-    return (
-        isinstance(value, int | float) and -1e300 < value < 1e300
-    )  # no NaN, and no whole number beyond floats
-
-
-def read_start(path: Path) -> dict[str, Any] | None:
-    """The run_start event of a log, found without reading on."""
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return next((e for e in map(parse_event, file) if e and e.get("event") == "run_start"), None)
-
-
-def join_logs(paths: Iterable[Path]) -> tuple[list[tuple[float, list[Path]]], dict[Path, str]]:
-    """The runs that the logs of one folder make up, oldest first, each as (unix time of its last start,
-    logs that continue each other), and a line on each log that begins no run."""
-    starts, left_out = [], {}
-    for path in paths:
-        start = read_start(path)
-        start_step = (start or {}).get("start_step") or 0
-        if start is None:
-            left_out[path] = f"{path} {'has no run_start' if path.stat().st_size else 'is empty'}"
-        elif start_step > 0 and start["config"]["train"].get("eval_only"):
-            left_out[path] = (
-                f"{path} only evaluates a checkpoint"  # perhaps while the run that it is from goes on
-            )
-        else:
-            starts.append((start.get("time") or path.stat().st_mtime, path, start_step))
-    chains: list[tuple[float, list[Path]]] = []
-    for started, path, start_step in sorted(starts):
-        chains.append((started, [*chains.pop()[1], path] if start_step > 0 and chains else [path]))
-    return chains, left_out
-
-
-def find_runs(words: Sequence[str], latest: int | None) -> tuple[list[list[Path]], list[str]]:
-    """The logs of each run asked for, by words (folders of a run or of runs, files, patterns) or as the
-    `latest` newest below the current folder, and a line on each log that was passed over. Raises InputError
-    where there is nothing to compare."""
-    runs: list[list[Path]] = []
-    left_out: dict[Path, str] = {}
-    if latest is not None:
-        if words:
-            raise InputError(f"--latest={latest} and {words[0]} are two ways to choose the runs: give one")
-        if latest < 1:
-            raise InputError(f"--latest={latest} must be at least 1")
-        chains = []
-        for folder in {
-            path.parent for pattern in ("out*", "out*/*") for path in Path().glob(f"{pattern}/run_*.jsonl")
-        }:
-            found, passed_over = join_logs(folder.glob("run_*.jsonl"))
-            chains += found
-            left_out |= passed_over
-        runs = [files for _, files in sorted(chains)[-latest:]]
-    elif not words:
-        raise InputError("which runs? Name folders or logs of runs, or say --latest=3")
-    for path in [
-        Path(p)
-        for word in words
-        for p in ([word] if os.path.exists(word) else sorted(glob.glob(word)) or [word])
-    ]:
-        if not path.exists():
-            raise InputError(f"{path} is not there{did_you_mean(path, map(str, Path().glob('out*')))}")
-        if path.is_dir():
-            folders = (
-                [path]
-                if any(path.glob("run_*.jsonl"))
-                else sorted({p.parent for p in path.glob("*/run_*.jsonl")})
-            )
-            if not folders:
-                raise InputError(
-                    f"{path} holds no run_*.jsonl: name the out_dir of a run, or a folder of them"
-                )
-            for folder in folders:
-                found, passed_over = join_logs(folder.glob("run_*.jsonl"))
-                runs += [files for _, files in found[-1:]]
-                left_out |= passed_over
-        else:  # the run that the log is a part of
-            found, passed_over = join_logs({path, *path.parent.glob("run_*.jsonl")})
-            runs += [files for _, files in found if path in files]
-            left_out |= {p: line for p, line in passed_over.items() if p == path}
-    if not runs:
-        reasons = "; ".join(left_out.values()) or f"no out*/run_*.jsonl below {Path.cwd()}"
-        raise InputError(f"no run to compare: {reasons}. Train one first, or name its folder")
-    return list(
-        {tuple(path.resolve() for path in files): files for files in reversed(runs)}.values()
-    ), sorted(left_out.values())
-
-
-def read_run(files: Sequence[Path]) -> Run:
-    """The logs of one run, oldest first, as one."""
+def joined_steps(sessions: Iterable[Session]) -> dict[tuple[str, int], dict[str, Any]]:
+    """The train and eval events of a run by kind and step, each with `tokens` and, if it is a train event,
+    the seconds `s` of its steps."""
     joined: dict[tuple[str, int], dict[str, Any]] = {}
-    others: list[dict[str, Any]] = []
-    damaged, first_step = 0, None
-    for path in files:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            parsed = [parse_event(line) for line in file if line.strip()]
-        events = [event for event in parsed if event is not None]
-        damaged += len(parsed) - len(events)
-        start = next(e for e in events if e["event"] == "run_start")
-        end = next((e for e in reversed(events) if e["event"] == "run_end"), {})
-        # What the earlier log did beyond the checkpoint that this one began from is lost.
-        others += [e for e in events if e["event"] not in NEEDED]
-        before = begin = start.get("start_step") or 0
-        first_step = begin if first_step is None else first_step
-        joined = {at: event for at, event in joined.items() if at[1] <= begin}
-        tokens_per_step = 0.0
-        for event in [e for e in events if e["event"] in ("train", "eval")]:
+    for session in sessions:
+        # What the earlier log did beyond the checkpoint that this one began from is lost
+        joined = {at: event for at, event in joined.items() if at[1] <= session.begin}
+        before, tokens_per_step = session.begin, 0.0
+        for event in session.steps:
             step = event["step"]
             if event["event"] == "train":  # dt_ms is the mean over the steps since the event before
-                event["s"], before = (event.get("dt_ms") or 0) / 1e3 * (step - before), step
+                event["s"], before = (event.get("dt_ms") or 0) / 1e3 * max(0, step - before), step
                 tokens_per_step = (event.get("tokens") or 0) / max(1, step)
             if event.get("tokens") is None:
                 event["tokens"] = round(step * tokens_per_step)
             joined[event["event"], step] = event
+    return joined
+
+
+def read_run(files: Sequence[Path]) -> Run:
+    """The logs of one run, oldest first, as one. Raises InputError where one cannot be read."""
+    sessions = [read_session(path) for path in files]
+    start, end = sessions[-1].start, sessions[-1].end
+    joined = joined_steps(sessions)
     trains, evals = ([joined[at] for at in sorted(joined) if at[0] == kind] for kind in ("train", "eval"))
-    tokens = max((e["tokens"] for e in (*trains[-1:], *evals[-1:], end) if e.get("tokens")), default=0)
-    skipped = skipped_steps([*trains, end], others)
-    energy = max((e["energy_j"] for e in (*trains, end) if e.get("energy_j") is not None), default=None)
-    folder, out_dir = files[-1].parent, start["config"]["train"].get("out_dir")
-    if not isinstance(out_dir, str) or (folder != Path() and folder.resolve() != Path(out_dir).resolve()):
-        out_dir = folder  # its logs were copied from elsewhere
     wall_s = end.get("wall_s")  # counts the sessions before a resume too, as the sum does
-    time_s = sum(e["s"] for e in trains) if wall_s is None else wall_s
-    if end:
-        reason = str(end["reason"])
-        status = {"signal": "stopped", "error:": "crashed"}.get(reason.partition(" ")[0], reason)
-    else:
-        reason, status = None, "crashed" if time.time() - files[-1].stat().st_mtime > SILENCE_S else "running"
+    status, reason = how_it_ended(end, files[-1])
     return Run(
-        files=list(files), first_step=first_step, out_dir=str(Path(out_dir)), start=start, trains=trains, evals=evals,
-        tokens=tokens, time_s=time_s, time_is_wall=wall_s is not None, status=status, reason=reason, damaged_lines=damaged,
-        skipped_steps=skipped, energy_j=energy,
-    )  # fmt: skip
+        files=list(files),
+        first_step=sessions[0].begin,
+        begun_from=sessions[0].start["config"]["train"].get("init_from"),
+        out_dir=on_one_line(str(out_dir_of(start, files[-1].parent))),
+        start=start,
+        trains=trains,
+        evals=evals,
+        tokens=max((e["tokens"] for e in (*trains[-1:], *evals[-1:], end) if e.get("tokens")), default=0),
+        time_s=sum(e["s"] for e in trains) if wall_s is None else wall_s,
+        time_is_wall=wall_s is not None,
+        status=status,
+        reason=reason,
+        damaged_lines=sum(session.damaged_lines for session in sessions),
+        skipped_steps=skipped_steps([*trains, end], [e for session in sessions for e in session.others]),
+        energy_j=max((e["energy_j"] for e in (*trains, end) if e.get("energy_j") is not None), default=None),
+    )
+
+
+def out_dir_of(start: dict[str, Any], folder: Path) -> Path:
+    """The run folder as the run named it, or where its logs now lie if they were copied from elsewhere."""
+    named = start["config"]["train"].get("out_dir")
+    if not isinstance(named, str):
+        return folder
+    here = folder == Path() or os.path.realpath(folder) == os.path.realpath(named)
+    return Path(named) if here else folder
+
+
+def how_it_ended(end: dict[str, Any], newest: Path) -> tuple[str, str | None]:
+    """(status, reason) by the run_end of the newest log; without one by how long ago the log grew."""
+    if end:
+        reason = end["reason"]
+        return {"signal": "stopped", "error:": "crashed"}.get(reason.partition(" ")[0], reason), reason
+    with reading(newest):
+        silent_s = time.time() - newest.stat().st_mtime
+    return "crashed" if silent_s > SILENCE_S else "running", None
 
 
 def skipped_steps(counted: Iterable[dict[str, Any]], others: Iterable[dict[str, Any]]) -> int | None:
@@ -366,11 +232,8 @@ def read_runs(chains: Iterable[Sequence[Path]]) -> list[Run]:
     runs = [read_run(files) for files in chains]
     often = Counter(run.out_dir for run in runs)
     for run in runs:
-        run.label = (
-            run.out_dir
-            if often[run.out_dir] == 1
-            else f"{run.out_dir} ({run.files[0].stem.removeprefix('run_')})"
-        )
+        which = on_one_line(run.files[0].stem.removeprefix("run_"))
+        run.label = run.out_dir if often[run.out_dir] == 1 else f"{run.out_dir} ({which})"
     key = ranking_key(runs)
     return sorted(runs, key=lambda run: (math.inf if run.best(key) is None else run.best(key), run.label))
 

@@ -1,119 +1,51 @@
-"""Runs still missing from a comparison, trained one after another: configurations x settings x seeds.
+"""Runs still missing from a comparison, trained one after another.
 
-Each run has a folder of its own, named after what it is. A run that is done is left alone, one that broke
-off goes on from its checkpoint, so that the same command again finishes what is missing."""
+A run that is done is left alone, one that broke off resumes from its checkpoint, so that the same command
+again does what is missing."""
 
 import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from analysis.runs import HOUSEKEEPING, join_logs, read_run
-from base.errors import InputError
-from training.config import load_config
+from analysis.differences import ABSENT, learned_from, names_that_differ
+from analysis.logs import join_logs
+from analysis.runs import Run, read_run
+from analysis.selection import LOGS
+from analysis.sweep_plan import Planned
+from base.errors import EXIT_INPUT, EXIT_STOPPED, InputError
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
-OWN = ("seed", "out_dir", "init_from", "eval_only")  # what the sweep decides, or what makes no comparison
 
 
-@dataclass
-class Planned:
-    """One run of a sweep."""
-
-    out_dir: Path
-    flags: list[str]  # of train.py, the config file first
-    config: dict[str, dict[str, Any]]  # as train.py resolves it and logs it
-    tokens: int
-    notes: list[str]
-
-
-def plan(
-    files: Sequence[str], settings: Sequence[str], seeds: int, tokens: int | None, folder: Path
-) -> list[Planned]:
-    """The runs, the seeds outermost, so that a sweep which is cut short has all configurations. `settings`
-    are 'key=v1,v2': all combinations of their values are run. Raises InputError for what train.py would
-    refuse."""
-    if not files:
-        raise InputError("--run needs config files: --run config/compare_tiny_*.py")
-    if seeds < 1:
-        raise InputError(f"--seeds={seeds} must be at least 1")
-    if tokens is not None and tokens < 1:
-        raise InputError(f"--tokens={tokens} must be at least 1")
-    choices: dict[str, list[str]] = {}
-    for setting in settings:
-        key, equals, values = setting.partition("=")
-        if not equals or not all(values.split(",")):
-            raise InputError(f"--set {setting}: wanted key=value or key=v1,v2")
-        if key in choices or key in OWN or (key == "max_iters" and tokens is not None):
-            why = (
-                "is set twice"
-                if key in choices
-                else "follows from --tokens"
-                if key == "max_iters"
-                else "is not for --set"
-            )
-            raise InputError(f"--set {setting}: {key} {why}")
-        # A mixture is one value, as train.py takes it
-        choices[key] = [values] if key == "dataset" and ":" in values else values.split(",")
-    varied = [key for key, values in choices.items() if len(values) > 1]
-    stems = [Path(file).stem for file in files]
-    if len(set(stems)) < len(stems):
-        raise InputError(f"two of the config files have one name: {', '.join(sorted(files))}")
-    runs = []
-    for seed, (file, stem), values in product(
-        range(seeds), zip(files, stems, strict=True), product(*choices.values())
-    ):
-        chosen = dict(zip(choices, values, strict=True))
-        flags = [file, *(f"--{key}={value}" for key, value in chosen.items()), f"--seed={seed}"]
-        model, config = load_config(flags)
-        step_tokens, steps, notes = config.tokens_per_step(model.block_size), config.max_iters, []
-        if tokens is not None:
-            steps = -(-tokens // step_tokens)
-            flags.append(f"--max_iters={steps}")
-            for name in ("warmup_iters", "lr_decay_iters"):
-                fixed = getattr(config, name)
-                if fixed is not None and fixed > steps:
-                    notes.append(
-                        f"{file}: {name}={fixed} reaches beyond the {steps} steps that --tokens={tokens} asks for"
-                    )
-        words = [stem, *(f"{key}={chosen[key].replace('/', '_')}" for key in varied)]
-        out_dir = folder / "-".join([*words, f"seed{seed}"])
-        flags += [
-            f"--out_dir={out_dir}",
-            *([] if config.init_from.startswith("hf:") else ["--init_from=auto"]),
-        ]
-        model, config = load_config(flags)
-        runs.append(
-            Planned(
-                out_dir, flags, {"model": asdict(model), "train": asdict(config)}, steps * step_tokens, notes
-            )
-        )
-    return runs
+def newest_run(folder: Path) -> Run | None:
+    chains, _ = join_logs(folder.glob(LOGS))
+    return read_run(chains[-1][1]) if chains else None
 
 
 def is_done(run: Planned) -> bool:
     """Whether its folder holds the run, finished. Raises InputError where it holds another one."""
-    chains, _ = join_logs(run.out_dir.glob("run_*.jsonl"))
-    if not chains:
+    found = newest_run(run.out_dir)
+    if found is None:
         return False
-    found = read_run(chains[-1][1])
-    there = found.start["config"]
+    theirs, ours = found.choices, learned_from(run.config)
     differences = [
-        f"{key}={theirs!r}, wanted {value!r}"
-        for part, fields in run.config.items()
-        for key, value in fields.items()
-        if key not in HOUSEKEEPING and (theirs := there.get(part, {}).get(key, value)) != value
+        f"{name}={shown(theirs, name)}, wanted {shown(ours, name)}"
+        for name in names_that_differ([theirs, ours])
     ]
     if differences:
         raise InputError(
             f"{run.out_dir} holds a run with {'; '.join(differences)}: name another --sweep_dir, or delete it"
         )
     return found.status == "done"
+
+
+def shown(choices: Mapping[str, Any], name: str) -> str:
+    value = choices.get(name, ABSENT)
+    return "nothing" if value is ABSENT else repr(value)
 
 
 def execute(runs: Sequence[Planned], n_processes: int = 1) -> tuple[list[Path], int]:
@@ -132,20 +64,18 @@ def execute(runs: Sequence[Planned], n_processes: int = 1) -> tuple[list[Path], 
         if done[i - 1]:
             print(f"{where}: done already", flush=True)
             continue
-        command = [*launcher, str(TRAIN), *run.flags]
         print(f"{where}: {run.tokens:,} tokens: {shlex.join(['train.py', *run.flags])}", flush=True)
-        ended, signalled = launch(command)
-        reason = reason_of(run.out_dir)
-        if signalled or ended == 75 or reason.startswith("signal"):
-            print(f"stopped; the same command goes on with {run.out_dir}", flush=True)
-            code = 75
+        ended, signalled = launch([*launcher, str(TRAIN), *run.flags])
+        if signalled or ended == EXIT_STOPPED or was_stopped(run.out_dir):
+            print(f"stopped; the same command resumes {run.out_dir}", flush=True)
+            code = EXIT_STOPPED
             break
         if ended:
             code = ended if ended > 0 else 1
             print(f"{where}: train.py ended with {ended}", file=sys.stderr, flush=True)
-            if ended == 2:
+            if ended == EXIT_INPUT:
                 break
-    return [run.out_dir for run in runs if any(run.out_dir.glob("run_*.jsonl"))], code
+    return [run.out_dir for run in runs if any(run.out_dir.glob(LOGS))], code
 
 
 def launch(command: Sequence[str]) -> tuple[int, bool]:
@@ -168,7 +98,7 @@ def launch(command: Sequence[str]) -> tuple[int, bool]:
             signal.signal(number, handler)
 
 
-def reason_of(out_dir: Path) -> str:
-    """How the newest run in the folder ended: torchrun's own exit code says 1 for everything."""
-    chains, _ = join_logs(out_dir.glob("run_*.jsonl"))
-    return (read_run(chains[-1][1]).reason if chains else None) or ""
+def was_stopped(out_dir: Path) -> bool:
+    """Whether a signal ended the newest run in the folder: torchrun's own exit code says 1 for everything."""
+    found = newest_run(out_dir)
+    return found is not None and (found.reason or "").startswith("signal")

@@ -53,10 +53,12 @@ def brief(value: object, limit: int = 40) -> str:
 
 
 def printable(text: str) -> str:
-    """The text with control characters, which could move a terminal's cursor or change its colours, as
-    escapes; line breaks and tabs stay."""
+    """The text with control characters, which could move a terminal's cursor or change its colours, and
+    surrogates, which no encoding takes, as escapes; line breaks and tabs stay."""
     return "".join(
-        c if c in "\n\t" or unicodedata.category(c) != "Cc" else c.encode("unicode_escape").decode()
+        c
+        if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")
+        else c.encode("unicode_escape").decode()
         for c in text
     )
 

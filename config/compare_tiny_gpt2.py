@@ -9,12 +9,9 @@
 arch_preset = "gpt2"
 n_layer = 4
 n_head = 4
-n_embd = 128
-d_ff = 512  # 4 * 128
-bias = True
+n_embd = 128  # d_ff = 4 * 128 = 512
 block_size = 256
 vocab_size = 4096
-weight_tying = True
 
 # 8 * 256 = 2,048 tokens a step; 489 steps are 1.0 M tokens, two fifths of an epoch
 dataset = "python_stdlib"
@@ -26,12 +23,10 @@ max_iters = 489
 learning_rate = 4e-3
 min_lr = 4e-4
 warmup_iters = 50
-weight_decay = 0.1
 
 compile = False  # compiling would take longer than it saves
 
 out_dir = "out-compare-tiny-gpt2"
 eval_interval = 50
 eval_iters = 20
-log_interval = 10
 checkpoint_interval = 250

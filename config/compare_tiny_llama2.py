@@ -10,7 +10,6 @@ arch_preset = "llama2"
 n_layer = 4
 n_head = 4
 n_embd = 128
-num_key_value_heads = 4  # MHA
 d_ff = 368  # what matches the parameters; 8/3 * 128 = 341
 block_size = 256
 vocab_size = 4096
@@ -26,12 +25,10 @@ max_iters = 489
 learning_rate = 4e-3
 min_lr = 4e-4
 warmup_iters = 50
-weight_decay = 0.1
 
 compile = False  # compiling would take longer than it saves
 
 out_dir = "out-compare-tiny-llama2"
 eval_interval = 50
 eval_iters = 20
-log_interval = 10
 checkpoint_interval = 250

@@ -27,12 +27,10 @@ max_iters = 489
 learning_rate = 4e-3
 min_lr = 4e-4
 warmup_iters = 50
-weight_decay = 0.1
 
 compile = False  # compiling would take longer than it saves
 
 out_dir = "out-compare-tiny-qwen3"
 eval_interval = 50
 eval_iters = 20
-log_interval = 10
 checkpoint_interval = 250

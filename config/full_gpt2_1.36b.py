@@ -1,7 +1,7 @@
 """GPT-2 at 1.3 B, without biases.
 
     python train.py config/full_gpt2_1.36b.py
-    torchrun --standalone --nproc_per_node=8 train.py config/full_gpt2_1.36b.py --use_zero1=True
+    torchrun --standalone --nproc_per_node=8 train.py config/full_gpt2_1.36b.py
 
 1,267,213,824 parameters; 262,144 tokens a step.
 """
@@ -9,13 +9,9 @@
 arch_preset = "gpt2"
 n_layer = 18
 n_head = 18
-n_embd = 2304
-d_ff = 9216
+n_embd = 2304  # d_ff = 4 * 2,304 = 9,216
 block_size = 2048
-vocab_size = 50257
-dropout = 0.0
 bias = False  # LayerNorm's too
-weight_tying = True
 
 # 262,144 tokens a step = 8 sequences * 16 micro-batches * 2,048 tokens
 dataset = "slimpajama_6b_gpt2"
@@ -25,15 +21,9 @@ max_iters = 25000  # 6.6 B tokens
 
 learning_rate = 3e-4
 min_lr = 3e-5
-warmup_iters = 2000
-weight_decay = 0.1
-beta1, beta2 = 0.9, 0.95
-grad_clip = 1.0
 
 dtype = "bfloat16"
-compile = True
 use_zero1 = True  # no effect in one process
 
 out_dir = "out-gpt2-1.36b"
 eval_interval = 1000
-log_interval = 10

@@ -10,12 +10,8 @@
 arch_preset = "gpt2"
 n_layer = 12
 n_head = 12
-n_embd = 768
-d_ff = 3072
+n_embd = 768  # d_ff = 4 * 768 = 3,072
 block_size = 1024
-vocab_size = 50257
-weight_tying = True
-dropout = 0.0
 bias = False
 
 # 491,520 tokens a step = 12 sequences * 40 micro-batches * 1,024 tokens
@@ -25,16 +21,10 @@ gradient_accumulation_steps = 40
 max_iters = 12000  # 5.9 B tokens, about one epoch
 
 learning_rate = 6e-4
-min_lr = 6e-5
 warmup_iters = 700
-weight_decay = 0.1
-beta1, beta2 = 0.9, 0.95
-grad_clip = 1.0
 
 dtype = "bfloat16"
-compile = True
 use_zero1 = True  # no effect in one process
 
 out_dir = "out-gpt2-124m"
 eval_interval = 500
-log_interval = 10

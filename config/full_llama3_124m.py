@@ -16,8 +16,6 @@ d_ff = 2432
 block_size = 1024
 vocab_size = 50257
 weight_tying = True
-dropout = 0.0
-bias = False
 
 # 491,520 tokens a step = 12 sequences * 40 micro-batches * 1,024 tokens
 dataset = "slimpajama_6b_gpt2"
@@ -26,16 +24,10 @@ gradient_accumulation_steps = 40
 max_iters = 12000  # 5.9 B tokens, about one epoch
 
 learning_rate = 6e-4
-min_lr = 6e-5
 warmup_iters = 700
-weight_decay = 0.1
-beta1, beta2 = 0.9, 0.95
-grad_clip = 1.0
 
 dtype = "bfloat16"
-compile = True
 use_zero1 = True  # no effect in one process
 
 out_dir = "out-llama3-124m"
 eval_interval = 500
-log_interval = 10

@@ -1,7 +1,7 @@
 """LLaMA 3 at 2.2 B, deeper.
 
     python train.py config/full_llama3_2.2b_chinchilla.py
-    torchrun --standalone --nproc_per_node=8 train.py config/full_llama3_2.2b_chinchilla.py --use_fsdp=True
+    torchrun --standalone --nproc_per_node=8 train.py config/full_llama3_2.2b_chinchilla.py --use_zero1=False --use_fsdp=True
 
 2,224,154,624 parameters; 262,144 tokens a step.
 """
@@ -10,12 +10,8 @@ arch_preset = "llama3"
 n_layer = 30
 n_head = 16
 n_embd = 2048
-num_key_value_heads = 8  # 2:1 GQA
-d_ff = 7168
+# From the preset: 8 heads for keys and values (2:1 GQA), d_ff = 3.5 * 2,048 = 7,168, its vocabulary of 128,256
 block_size = 2048
-vocab_size = 128256
-dropout = 0.0
-bias = False
 
 # 262,144 tokens a step = 8 sequences * 16 micro-batches * 2,048 tokens
 dataset = "slimpajama_6b_llama3"
@@ -25,15 +21,9 @@ max_iters = 25000  # 6.6 B tokens
 
 learning_rate = 3e-4
 min_lr = 3e-5
-warmup_iters = 2000
-weight_decay = 0.1
-beta1, beta2 = 0.9, 0.95
-grad_clip = 1.0
 
 dtype = "bfloat16"
-compile = True
 use_zero1 = True  # no effect in one process
 
 out_dir = "out-llama3-2.2b-chinchilla"
 eval_interval = 1000
-log_interval = 10

@@ -10,15 +10,12 @@
 arch_preset = "qwen3"
 n_layer = 12
 n_head = 12
-n_embd = 768
+n_embd = 768  # d_ff = 3 * 768 = 2,304
 num_key_value_heads = 6  # 2:1 GQA
 head_dim = 64
-d_ff = 2304  # 3 * 768
 block_size = 1024
 vocab_size = 50257
 weight_tying = True
-dropout = 0.0
-bias = False
 
 # 491,520 tokens a step = 12 sequences * 40 micro-batches * 1,024 tokens
 dataset = "slimpajama_6b_gpt2"
@@ -27,16 +24,10 @@ gradient_accumulation_steps = 40
 max_iters = 12000  # 5.9 B tokens, about one epoch
 
 learning_rate = 6e-4
-min_lr = 6e-5
 warmup_iters = 700
-weight_decay = 0.1
-beta1, beta2 = 0.9, 0.95
-grad_clip = 1.0
 
 dtype = "bfloat16"
-compile = True
 use_zero1 = True  # no effect in one process
 
 out_dir = "out-qwen3-124m"
 eval_interval = 500
-log_interval = 10

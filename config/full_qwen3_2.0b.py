@@ -1,7 +1,7 @@
 """Qwen3 at 2 B.
 
     python train.py config/full_qwen3_2.0b.py
-    torchrun --standalone --nproc_per_node=2 train.py config/full_qwen3_2.0b.py --use_fsdp=True
+    torchrun --standalone --nproc_per_node=2 train.py config/full_qwen3_2.0b.py --use_zero1=False --use_fsdp=True
 
 2,084,281,600 parameters; 262,144 tokens a step.
 """
@@ -10,15 +10,9 @@ arch_preset = "qwen3"
 n_layer = 28
 n_head = 16
 n_embd = 2304
-num_key_value_heads = 8  # 2:1 GQA
-head_dim = 128  # its own number in Qwen3
-d_ff = 6912  # 3 * 2,304
+# From the preset: 8 heads for keys and values (2:1 GQA), all heads of 128, d_ff = 3 * 2,304 = 6,912, 151,936 tokens
 block_size = 2048
-vocab_size = 151936
-rope_theta = 1_000_000
 weight_tying = True  # as the official models of this size; the preset does not tie
-dropout = 0.0
-bias = False
 
 # 262,144 tokens a step = 4 sequences * 32 micro-batches * 2,048 tokens
 dataset = "slimpajama_6b_qwen3"
@@ -28,15 +22,9 @@ max_iters = 25000  # 6.6 B tokens
 
 learning_rate = 3e-4
 min_lr = 3e-5
-warmup_iters = 2000
-weight_decay = 0.1
-beta1, beta2 = 0.9, 0.95
-grad_clip = 1.0
 
 dtype = "bfloat16"
-compile = True
 use_zero1 = True  # no effect in one process
 
 out_dir = "out-qwen3-2.0b"
 eval_interval = 1000
-log_interval = 10

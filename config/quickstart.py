@@ -10,13 +10,12 @@
 arch_preset = "qwen3"
 n_layer = 3
 n_head = 6
-n_embd = 256
+n_embd = 256  # d_ff = 3 * 256 = 768
 num_key_value_heads = 3  # 2:1 GQA
 head_dim = 64
-d_ff = 768  # 3 * 256
 block_size = 64  # docs/PERFORMANCE.md: in minutes, many short sequences teach more than few long ones
 vocab_size = 4096
-weight_tying = False  # a lookup costs no FLOPs: at as many parameters a token takes a fifth less than tied
+# Untied, as the preset: a lookup costs no FLOPs, so at as many parameters a token takes a fifth less than tied
 
 # 24 * 2 * 64 = 3,072 tokens a step, on one process or two; 350 steps are 1.1 M tokens, 0.4 epochs
 dataset = "python_stdlib"

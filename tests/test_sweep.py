@@ -13,7 +13,7 @@ import pytest
 from conftest import TINY_FLAGS, read_events
 
 import compare_architectures as compare
-from analysis import sweep
+from analysis import sweep, sweep_plan
 from model_builder import ConfigurableGPT
 from training.config import load_config
 
@@ -51,15 +51,16 @@ def test_the_tiny_four_match():
 
 
 def test_a_mixture_is_one_value():
-    (run,) = sweep.plan(TINY[:1], ["dataset=a:0.5,b:0.5"], 1, None, Path("out-x"))
+    (run,) = sweep_plan.plan(TINY[:1], ["dataset=a:0.5,b:0.5"], 1, None, Path("out-x"))
     assert run.config["train"]["dataset"] == "a:0.5,b:0.5" and run.out_dir.name == "compare_tiny_gpt2-seed0"
     assert [
-        r.config["train"]["dataset"] for r in sweep.plan(TINY[:1], ["dataset=a,b"], 1, None, Path("out-x"))
+        r.config["train"]["dataset"]
+        for r in sweep_plan.plan(TINY[:1], ["dataset=a,b"], 1, None, Path("out-x"))
     ] == ["a", "b"]
 
 
 def test_plan():
-    runs = sweep.plan(TINY[2:], ["rope_theta=1e4,5e5", "batch_size=4"], 2, 10_000, Path("out-x"))
+    runs = sweep_plan.plan(TINY[2:], ["rope_theta=1e4,5e5", "batch_size=4"], 2, 10_000, Path("out-x"))
     names = [
         f"compare_tiny_{a}-rope_theta={t}-seed{s}"
         for s in (0, 1)
@@ -118,10 +119,10 @@ def test_a_signal_stops_the_sweep_and_the_same_command_ends_it(tiny, capfd):
         time.sleep(0.2)
     child.send_signal(signal.SIGTERM)
     out, _ = child.communicate(timeout=60)
-    assert child.returncode == 75 and "the same command goes on with out-sweep/tiny-seed0" in out
+    assert child.returncode == 75 and "the same command resumes out-sweep/tiny-seed0" in out
     (end,) = read_events(folder, "run_end")
     assert end["reason"] == "signal SIGTERM" and not Path("comparison/comparison.json").exists()
-    (run,) = sweep.plan(["tiny.py"], [], 1, 1_000_000, Path("out-sweep"))
+    (run,) = sweep_plan.plan(["tiny.py"], [], 1, 1_000_000, Path("out-sweep"))
     assert not sweep.is_done(run)
     run.flags[:] = [f"--max_iters={end['step'] + 2}" if f.startswith("--max_iters") else f for f in run.flags]
     assert sweep.execute([run]) == ([folder], 0)
@@ -150,8 +151,8 @@ def test_two_processes(tiny):
 
 @pytest.mark.parametrize("argv, said", [
     (["--run"], "--run needs config files"),
-    (["--run", "tiny.py", "--seeds=0"], "--seeds=0"),
-    (["--run", "tiny.py", "--tokens=0"], "--tokens=0"),
+    (["--run", "tiny.py", "--seeds=0"], "seeds=0 must"),
+    (["--run", "tiny.py", "--tokens=0"], "tokens=0 must"),
     (["--run", "tiny.py", "--tokens=many"], "many"),
     (["--run", "tiny.py", "--set", "learning_rate"], "wanted key=value"),
     (["--run", "tiny.py", "--set=lerning_rate=1"], "did you mean 'learning_rate'"),
@@ -161,7 +162,7 @@ def test_two_processes(tiny):
     (["--run", "tinny.py"], "tinny.py is not there"),
     (["--run", "tiny.py", "./tiny.py"], "one name"),
     (["--run", "tiny.py", "--latest=2"], "--run and --latest"),
-    (["--run", "tiny.py", "--nproc_per_node=0"], "--nproc_per_node=0"),
+    (["--run", "tiny.py", "--nproc_per_node=0"], "nproc_per_node=0 must"),
     (["--seeds=3", "out"], "--seeds is for --run"),
 ])  # fmt: skip
 def test_bad_input(argv, said, tiny, capsys):

@@ -8,12 +8,9 @@ import json
 import re
 import subprocess
 from pathlib import Path
-from unittest import mock
 
 import pytest
-from test_compare_architectures import loss_of, write_log
-
-import compare_architectures as compare
+from run_logs import compare_without_picture, loss_of, write_log
 
 READER = """<script>
 const errors = [];
@@ -78,8 +75,7 @@ def seen(tmp_path_factory):
             "out-llama3", floor=3.1, name="llama3", steps=(0, 50), end=None, started=1_700_000_002, flops=7e8
         )
         write_log("out/qwen3", floor=3.0, name="qwen3", started=1_700_000_003, flops=8e8)
-        with mock.patch.object(compare, "plot", return_value=b""):
-            assert compare.main(["--latest=3", "--out=cmp"]) == 0
+        assert compare_without_picture("--latest=3", "--out=cmp") == 0
         return seen_by(folder / "cmp/comparison.html", folder)
 
 
