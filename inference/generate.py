@@ -189,6 +189,12 @@ class Completion:
     logprobs: list[float] = field(default_factory=list)  # one for each id where they were asked for
     finish: str = ""  # stop_id, stop_string or length
 
+    def add(self, event: Event) -> None:
+        self.text += event.text
+        self.finish = event.finish or ""
+        self.ids += [event.id] if event.id is not None else []
+        self.logprobs += [event.logprob] if event.logprob is not None else []
+
 
 def generate(
     model: ConfigurableGPT,
@@ -201,11 +207,5 @@ def generate(
     completions = [Completion() for _ in prompts]
     for events in stream(model, prompts, max_new_tokens, *args, **options):
         for event in events:
-            c = completions[event.row]
-            c.text += event.text
-            c.finish = event.finish or ""
-            if event.id is not None:
-                c.ids.append(event.id)
-            if event.logprob is not None:
-                c.logprobs.append(event.logprob)
+            completions[event.row].add(event)
     return completions

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import sample
+from base.errors import MissingPackage
 from inference.chat import NOT_THINKING, THINKING, Answer, load_template, split_thinking
 from inference.generate import Event
 from inference.hf import save_hf
@@ -140,7 +141,7 @@ def test_what_a_template_needs(qwen3, instruct, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="fails"):  # the sandbox
         load_template(tmp_path / "none").render(FIRST)
     monkeypatch.setitem(__import__("sys").modules, "jinja2", None)
-    with pytest.raises(ImportError, match="pip install jinja2"):
+    with pytest.raises(MissingPackage, match="pip install jinja2"):
         template.render(FIRST)
 
 
