@@ -93,7 +93,7 @@ def work(config: CompareConfig, draw: Callable[[Sequence[Run]], bytes] = plot) -
         chains, left_out = find_runs(config.runs, config.latest)
         out = folder_of_the_report(config.out)
     for line in left_out:
-        print(f"compare_architectures.py: left out: {line}", file=sys.stderr)
+        print(f"compare_architectures.py: left out: {text.printable(line)}", file=sys.stderr)
     compare(chains, out, draw)
     return code
 
