@@ -14,8 +14,9 @@ comparison.json.
 same command again does only what is missing.
 
 Runs are ranked at equal tokens, at equal training FLOPs and at equal training time, in bits per byte where
-all have them. Runs that differ in nothing but the seed are one configuration: its mean, their spread, and
-whether a gap is larger than that."""
+all have them; at equal time only if they ran on the same hardware with the same settings for it. Runs that
+differ in nothing that decides what is learned, but for the seed, are one configuration: its mean, their
+spread, and whether a gap is larger than that."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -78,14 +79,18 @@ def main(argv: Sequence[str]) -> int:
     return cli.run(argv, __doc__, CompareConfig, work)
 
 
-def work(config: CompareConfig, draw: Callable[[Sequence[Run]], bytes] = plot) -> int:
+def work(
+    config: CompareConfig,
+    draw: Callable[[Sequence[Run]], bytes] = plot,
+    launch: Callable[[Sequence[str]], tuple[int, bool]] = sweep.launch,
+) -> int:
     """Trains what is to be trained, then compares. Returns the exit code."""
     code = 0
     if config.run:
         folder = Path(config.sweep_dir or "out-sweep")
         planned = plan(config.runs, config.set, config.seeds or 1, config.tokens, folder)
         out = folder_of_the_report(config.out)
-        folders, code = sweep.execute(planned, config.nproc_per_node or 1)
+        folders, code = sweep.execute(planned, config.nproc_per_node or 1, launch)
         if code in (EXIT_INPUT, EXIT_STOPPED):
             return code
         chains, left_out = find_runs([str(folder) for folder in folders], None)
@@ -93,7 +98,7 @@ def work(config: CompareConfig, draw: Callable[[Sequence[Run]], bytes] = plot) -
         chains, left_out = find_runs(config.runs, config.latest)
         out = folder_of_the_report(config.out)
     for line in left_out:
-        print(f"compare_architectures.py: left out: {line}", file=sys.stderr)
+        print(f"compare_architectures.py: left out: {text.printable(line)}", file=sys.stderr)
     compare(chains, out, draw)
     return code
 

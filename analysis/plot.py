@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 STYLE = {
-    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.grid": True,
-    "axes.axisbelow": True, "grid.color": "#e8e8e8", "grid.linewidth": 0.6, "legend.frameon": False,
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8,
+    "axes.grid": True, "axes.axisbelow": True, "grid.color": "#e8e8e8", "grid.linewidth": 0.6, "legend.frameon": False,
 }  # fmt: skip
 LETTERS_OF_A_PANEL = 43  # that fit below it
 LETTERS_OF_A_LINE = 8  # the width of a legend's line and gap

@@ -22,8 +22,8 @@ def on_the_leaders(leads: Sequence[dict[str, Any]]) -> list[str]:
         of = "" if entry["of"] == "all" else ", of the runs that are done"
         lines.append(
             f"At equal {entry['axis']}{of}: {first['configuration']} leads {second['configuration']} by "
-            f"{second['gap']:.4f}, {noise[second['larger_than_noise']]}; it has led for the last {share:.0%} of the "
-            f"common range; the two differ {in_what(second['differs_in'])}."
+            f"{second['gap']:.4f}, {noise[second['larger_than_noise']]}; it has led for the last {share:.0%} of "
+            f"the common range; the two differ {in_what(second['differs_in'])}."
         )
     return lines
 
@@ -60,8 +60,8 @@ def on_configurations(
         notes.append(f"The configurations differ in {next(iter(diff))} only.")
     elif diff:
         notes.append(
-            f"The configurations differ in {len(diff)} things at once ({', '.join(diff)}): what they differ by in the "
-            "result is due to all of these together and to none alone."
+            f"The configurations differ in {len(diff)} things at once ({', '.join(diff)}): what they differ by "
+            "in the result is due to all of these together and to none alone."
         )
     for group in groups:
         if group.repeats:
@@ -99,7 +99,8 @@ def on_tokens(runs: Sequence[Run], common: float | None) -> list[str]:
         f"The runs differ in tokens ({fewest:,} to {most:,}), so their final and best losses do not compare"
     )
     if common is not None:
-        note += f"; the columns 'at {human(common)}' do: at {common:,.0f} tokens, interpolated between evaluations"
+        note += f"; the columns 'at {human(common)}' do: at {common:,.0f} tokens, "
+        note += "interpolated between evaluations"
     elif sum(bool(run.evals) for run in runs) > 1:
         note += "; no token count lies within the evaluations of all of them"
     return [f"{note}."]

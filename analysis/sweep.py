@@ -7,7 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,31 @@ def shown(choices: Mapping[str, Any], name: str) -> str:
     return "nothing" if value is ABSENT else repr(value)
 
 
-def execute(runs: Sequence[Planned], n_processes: int = 1) -> tuple[list[Path], int]:
+def launch(command: Sequence[str]) -> tuple[int, bool]:
+    """Runs the command; (its exit code, whether a signal came meanwhile). SIGTERM, SIGINT and SIGUSR1 are
+    passed on to it, once each: it saves and ends."""
+    child = subprocess.Popen(command, start_new_session=True)  # so that Ctrl-C reaches it through us, once
+    received = []
+
+    def forward(number: int, frame: object) -> None:
+        received.append(number)
+        child.send_signal(number)
+
+    before: Mapping[int, Any] = {
+        n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    }
+    try:
+        return child.wait(), bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def execute(
+    runs: Sequence[Planned],
+    n_processes: int = 1,
+    launch: Callable[[Sequence[str]], tuple[int, bool]] = launch,
+) -> tuple[list[Path], int]:
     """Trains what is missing. Returns the folders that hold a log, and 0, or 75 where a signal ended it, or
     what the last run that failed ended with; after a run whose input is wrong (2) none is begun, after one
     that crashed the others are."""
@@ -76,26 +100,6 @@ def execute(runs: Sequence[Planned], n_processes: int = 1) -> tuple[list[Path], 
             if ended == EXIT_INPUT:
                 break
     return [run.out_dir for run in runs if any(run.out_dir.glob(LOGS))], code
-
-
-def launch(command: Sequence[str]) -> tuple[int, bool]:
-    """Runs the command; (its exit code, whether a signal came meanwhile). SIGTERM, SIGINT and SIGUSR1 are
-    passed on to it, once each: it saves and ends."""
-    child = subprocess.Popen(command, start_new_session=True)  # so that Ctrl-C reaches it through us, once
-    received = []
-
-    def forward(number: int, frame: object) -> None:
-        received.append(number)
-        child.send_signal(number)
-
-    before: Mapping[int, Any] = {
-        n: signal.signal(n, forward) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-    }
-    try:
-        return child.wait(), bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def was_stopped(out_dir: Path) -> bool:

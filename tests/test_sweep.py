@@ -1,5 +1,5 @@
-"""compare_architectures.py --run: what is planned, what is trained, what is left alone, and how it goes
-on."""
+"""compare_architectures.py --run: what is planned, what is trained, what is left alone, and how it
+resumes."""
 
 import json
 import os
@@ -7,13 +7,18 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import TINY_FLAGS, read_events
+from run_logs import write_log
 
 import compare_architectures as compare
+import train
 from analysis import sweep, sweep_plan
+from base import cli
+from base.errors import InputError
 from model_builder import ConfigurableGPT
 from training.config import load_config
 
@@ -34,6 +39,12 @@ def tiny(dataset, tmp_path, monkeypatch) -> Path:
     ]
     (tmp_path / "tiny.py").write_text("\n".join(lines))
     return tmp_path
+
+
+@pytest.fixture
+def in_this_process(run):
+    """Training without a new process, which takes most of the time; `run` restores the signal handlers."""
+    return lambda command: (train.main(command[2:]), False)
 
 
 def test_the_tiny_four_match():
@@ -77,7 +88,33 @@ def test_plan():
     assert any("warmup_iters=50 reaches beyond the 10 steps" in note for note in runs[0].notes)
 
 
-def test_a_sweep_trains_compares_and_does_not_repeat(tiny, capfd):
+def log_of(run, **differing):
+    """The log of a planned run, done, but for these fields of its TrainConfig."""
+    write_log(run.out_dir, model=run.config["model"], train={**run.config["train"], **differing})
+
+
+@pytest.mark.parametrize("differing", [
+    {}, {"compile": True}, {"keep_last": 9}, {"sample_prompt": "def"}, {"init_from": "resume"}, {"seed": 5},
+])  # fmt: skip
+def test_what_learns_the_same_is_the_run(differing, tmp_path):
+    (run,) = sweep_plan.plan(TINY[:1], [], 1, None, tmp_path)
+    log_of(run, **differing)
+    assert sweep.is_done(run)
+
+
+@pytest.mark.parametrize("differing, said", [
+    ({"beta2": 0.5}, "beta2=0.5, wanted 0.95"), ({"of_tomorrow": 1}, "of_tomorrow=1, wanted nothing"),
+    ({"init_from": "hf:gpt2"}, "init_from='hf:gpt2', wanted nothing"),
+])  # fmt: skip
+def test_what_learns_something_else_is_another_run(differing, said, tmp_path):
+    (run,) = sweep_plan.plan(TINY[:1], [], 1, None, tmp_path)
+    log_of(run, **differing)
+    with pytest.raises(InputError, match=f"holds a run with {said}: name another --sweep_dir"):
+        sweep.is_done(run)
+
+
+def test_a_sweep_trains_compares_and_does_not_repeat(tiny, in_this_process, capfd):
+    sweeping = partial(compare.work, launch=in_this_process)
     argv = [
         "--run",
         "tiny.py",
@@ -88,7 +125,7 @@ def test_a_sweep_trains_compares_and_does_not_repeat(tiny, capfd):
         "learning_rate=3e-3,1e-3",
         "--out=cmp",
     ]
-    assert compare.main(argv) == 0
+    assert cli.run(argv, "", compare.CompareConfig, sweeping) == 0
     report = json.loads(Path("cmp/comparison.json").read_text())
     assert {row["tokens"] for row in report["runs"]} == {256} and {
         row["status"] for row in report["runs"]
@@ -101,7 +138,9 @@ def test_a_sweep_trains_compares_and_does_not_repeat(tiny, capfd):
     logs = sorted(Path("out-sweep").glob("*/run_*.jsonl"))
     assert len(logs) == 4
     capfd.readouterr()
-    assert compare.main([*argv[:3], "3", *argv[4:]]) == 0  # a third seed: only it is trained
+    assert (
+        cli.run([*argv[:3], "3", *argv[4:]], "", compare.CompareConfig, sweeping) == 0
+    )  # a third seed: only it is trained
     out = capfd.readouterr().out
     assert out.count("done already") == 4 and out.count("tokens: train.py") == 2
     assert set(logs) < set(Path("out-sweep").glob("*/run_*.jsonl"))
@@ -110,7 +149,7 @@ def test_a_sweep_trains_compares_and_does_not_repeat(tiny, capfd):
     assert stopped.value.code == 2 and "max_iters=4, wanted 10" in capfd.readouterr().err
 
 
-def test_a_signal_stops_the_sweep_and_the_same_command_ends_it(tiny, capfd):
+def test_a_signal_stops_the_sweep_and_the_same_command_ends_it(tiny, in_this_process, capfd):
     command = [sys.executable, str(ROOT / "compare_architectures.py"), "--run", "tiny.py", "--tokens=1e6"]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     folder = Path("out-sweep/tiny-seed0")
@@ -125,7 +164,7 @@ def test_a_signal_stops_the_sweep_and_the_same_command_ends_it(tiny, capfd):
     (run,) = sweep_plan.plan(["tiny.py"], [], 1, 1_000_000, Path("out-sweep"))
     assert not sweep.is_done(run)
     run.flags[:] = [f"--max_iters={end['step'] + 2}" if f.startswith("--max_iters") else f for f in run.flags]
-    assert sweep.execute([run]) == ([folder], 0)
+    assert sweep.execute([run], launch=in_this_process) == ([folder], 0)
     capfd.readouterr()
     assert [e["start_step"] for e in read_events(folder, "run_start")] == [0, end["step"]]
     assert read_events(folder, "run_end")[-1]["step"] == end["step"] + 2
