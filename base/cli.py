@@ -102,7 +102,10 @@ def parse_value(name: str, text: str, hint: Any) -> Any:
 
 
 def is_run_folder(word: str) -> bool:
-    return (Path(word) / "checkpoints").is_dir() or any(Path(word).glob("run_*.jsonl"))
+    """By what it holds, or by its name where it is not there."""
+    return (
+        word.startswith("out-") or (Path(word) / "checkpoints").is_dir() or any(Path(word).glob("run_*.jsonl"))
+    )
 
 
 # Which flag a word without one was meant for, by what it names

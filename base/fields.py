@@ -53,7 +53,7 @@ class Knob:
     )  # {other field: values or SET}, one of which must hold
     family: bool = False  # tells families of architectures apart, as against their sizes
     fixed: bool = False  # a resume must match it
-    takes_words: bool = False  # words of the command line that are no flags
+    takes_words: bool = False  # words of the command line that are not flags
 
 
 def knob(default: Any, meaning: str, **declared: Any) -> Any:
@@ -171,7 +171,7 @@ def check_names(given: Iterable[str], known: Iterable[str], where: str) -> None:
 
 
 def from_dict(cls: type, values: Any, where: str) -> Any:
-    """A record from what JSON holds of it. Raises InputError for what is no dictionary, unknown names and
+    """A record from what JSON holds of it. Raises InputError for what is not a dictionary, unknown names and
     wrong values."""
     if not isinstance(values, dict):
         raise InputError(f"{where} is a dictionary of fields, not {type(values).__name__}")

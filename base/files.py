@@ -121,7 +121,7 @@ def entry(
     record: Mapping[str, Any], key: str, kind: type | tuple[type, ...], where: object, what_to_do: str
 ) -> Any:
     """record[key], of the type that is expected. Raises InputError, which begins with `where`, for a
-    missing key, another type, a bool in place of a number, and a record that is no object."""
+    missing key, another type, a bool in place of a number, and a record that is not an object."""
     if not isinstance(record, Mapping) or key not in record:
         raise InputError(f"{where} lacks {key!r}: {what_to_do}")
     value = record[key]

@@ -75,7 +75,7 @@ class ChatTemplate:
 
 def load_template(name_or_folder: str | Path) -> ChatTemplate:
     """From chat_template.jinja or tokenizer_config.json of a tokenizer's name, folder or hub id. Raises
-    what find_tokenizer raises, and ValueError where there is no template."""
+    what find_tokenizer raises, and InputError where there is none."""
     found = find_tokenizer(name_or_folder)
     config: dict[str, Any] = json.loads(found.companions.get("tokenizer_config.json", b"{}"))
     source = config.get("chat_template")

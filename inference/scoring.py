@@ -30,7 +30,7 @@ class Question:
             raise InputError("a question needs two choices or more, none of them empty")
         if not 0 <= self.answer < len(self.choices):
             raise InputError(
-                f"answer={self.answer} is no index of {len(self.choices)} choices (the first is 0)"
+                f"answer={self.answer} is not an index of {len(self.choices)} choices (the first is 0)"
             )
 
 

@@ -22,7 +22,7 @@ DIM, PLAIN = "\033[2m", "\033[0m"
 
 
 class Display:
-    """An answer on the terminal as it comes, thinking dimmed, or hidden. Where the output is no terminal,
+    """An answer on the terminal as it comes, thinking dimmed, or hidden. Where the output is not a terminal,
     thinking is marked by its tags alone."""
 
     def __init__(

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 class TextStream:
     """The text of a row as its tokens come. A character may need several tokens; what may yet become a stop
-    string is held back, and from a stop string on there is no text."""
+    string is held back, and nothing comes after a stop string."""
 
     def __init__(
         self, tokenizer: "Tokenizer", prompt_ids: Sequence[int], stop_strings: Sequence[str] = ()

@@ -202,7 +202,7 @@ def backend_problem(name: str, device_type: str, dtype: torch.dtype, dropout: fl
         return None
     if device_type != "cuda":
         return f"it needs a CUDA device, the tensors are on {device_type}"
-    if name in PREFERRED_KERNELS:  # torch itself goes on to another one
+    if name in PREFERRED_KERNELS:  # torch itself falls back to another one
         return None
     package, how = FLASH_PACKAGES[name]
     if dtype not in (torch.float16, torch.bfloat16):

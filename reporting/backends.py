@@ -71,7 +71,7 @@ class BackendLog:
             finish()
         except Exception as error:  # whatever it is, it must not reach the run
             how = f" (pip install {self.name})" if isinstance(error, ImportError) else ""
-            log.warning(f"{self.name} is off: {type(error).__name__}: {error}{how}; training goes on")
+            log.warning(f"{self.name} is off: {type(error).__name__}: {error}{how}; training continues")
 
     def put(self, item: tuple[dict[str, float | str], int] | None) -> None:
         if self._thread.is_alive() and not self._queue.full():

@@ -34,5 +34,5 @@ class RunLog:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
         except OSError as error:
             if not self._warned:
-                log.warning(f"{self.path} cannot be written: {error}; its lines wait, training goes on")
+                log.warning(f"{self.path} cannot be written: {error}; its lines wait, training continues")
             self._warned = True

@@ -3,8 +3,7 @@
     python scripts/import_hf.py --model=Qwen/Qwen3-0.6B --out_dir=out-qwen3
     python sample.py --out_dir=out-qwen3 --prompt="The capital of France is"
 
-To go on training from such weights, `train.py --init_from=hf:DIR_OR_ID`. The fields of ImportConfig are the
-flags."""
+To train from such weights, `train.py --init_from=hf:DIR_OR_ID`."""
 
 import sys
 from pathlib import Path

@@ -4,7 +4,7 @@
     python scripts/score.py --model=exported --file=questions.jsonl --dtype=float32
 
 A line is a document, {"text": "..."}, or a question, {"question": "...", "choices": ["...", "..."],
-"answer": 0}. Prints one JSON object. The fields of ScoreConfig are the flags."""
+"answer": 0}. Prints one JSON object."""
 
 import sys
 from pathlib import Path

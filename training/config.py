@@ -219,7 +219,7 @@ class TrainConfig:
                 f"attention_backend={model.attention_backend!r} gives way to flex attention: document_masking=True"
             )
         if self.dashboard and not sys.stderr.isatty():
-            notes.append("dashboard=True gives way to lines: the output is no terminal")
+            notes.append("dashboard=True gives way to lines: the output is not a terminal")
         return notes
 
 

@@ -21,7 +21,7 @@ def evaluate(
 ) -> float | None:
     """Mean loss in nats over the valid targets of all batches of all ranks, each of which has equally many.
     Leaves the model in the mode it found it in. None where `stopping`, asked before each batch, says on all
-    ranks that there is no time."""
+    ranks that it must end."""
     was_training = model.training
     model.eval()
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)

@@ -61,7 +61,7 @@ class EnergyMeter:
 
 def energy_counter(device: torch.device) -> Callable[[], float] | None:
     """Joules since the driver was loaded, NaN where they cannot be read: NVML's counter, which Volta and
-    later GPUs have, by the package nvidia-ml-py. None for a device that is no such GPU."""
+    later GPUs have, by the package nvidia-ml-py. None for another device."""
     if device.type != "cuda" or torch.version.hip:
         return None
     try:
@@ -70,7 +70,7 @@ def energy_counter(device: torch.device) -> Callable[[], float] | None:
         pynvml.nvmlInit()
         # By its UUID: CUDA_VISIBLE_DEVICES and CUDA's own order number GPUs in another way than NVML
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
-    except Exception as error:  # no package, no driver library, a slice of a GPU: training goes on
+    except Exception as error:  # no package, no driver library, a slice of a GPU: training continues
         log.warning(
             f"energy is not logged: {type(error).__name__}: {error} (it needs pip install nvidia-ml-py)"
         )

@@ -74,7 +74,7 @@ class Strategy:
 
 
 class DDP(Strategy):
-    """A whole copy on every rank; gradients are averaged bucket by bucket while the backward pass goes on."""
+    """A whole copy on every rank; gradients are averaged bucket by bucket while the backward pass runs."""
 
     name = "ddp"
     # They are views of the buckets that are summed. Once freed, those of a micro-step without exchange
