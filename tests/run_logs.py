@@ -10,11 +10,7 @@ import compare_architectures as compare
 from base import cli
 
 TOKENS_PER_STEP = 1000
-
-
 BYTES_PER_TOKEN = 4.0
-
-
 NAMES = {
     "gpt2": "GPT-2 (pre-LayerNorm, learned positions, MHA 12, GELU-tanh, tied)",
     "llama3": "LLaMA-3 (pre-RMSNorm, RoPE 5e5, GQA 12:4, SwiGLU, tied)",
