@@ -233,7 +233,7 @@ RUN_KNOBS = {
 # Shown by the test named, here or in another file
 ELSEWHERE = {
     "arch_preset": "test_flags_over_file_over_preset_over_defaults",
-    "dataset": "test_train: test_resume_refuses_another_model_or_another_order",
+    "dataset": "test_resume: test_resume_refuses_another_model_or_another_order",
     "document_masking": "test_train: test_document_masking_changes_the_loss_and_resumes",
     "data_dtype": "test_a_nanogpt_folder_needs_its_dtype",
     "seed": "test_the_seed_moves_weights_and_data",
@@ -245,10 +245,10 @@ ELSEWHERE = {
     "muon_learning_rate": "test_muons_own_learning_rate_and_wsd",
     "wsd_decay_fraction": "test_muons_own_learning_rate_and_wsd",
     "out_dir": "test_train: every test",
-    "init_from": "test_train: test_finished_scratch_and_kept_checkpoints",
-    "keep_last": "test_train: test_finished_scratch_and_kept_checkpoints",
-    "always_save_checkpoint": "test_train: test_finished_scratch_and_kept_checkpoints",
-    "async_checkpoint": "test_train: test_an_asynchronous_checkpoint_is_written_while_steps_go_on",
+    "init_from": "test_resume: test_finished_scratch_and_kept_checkpoints",
+    "keep_last": "test_resume: test_finished_scratch_and_kept_checkpoints",
+    "always_save_checkpoint": "test_resume: test_finished_scratch_and_kept_checkpoints",
+    "async_checkpoint": "test_resume: test_an_asynchronous_checkpoint_is_written_while_steps_go_on",
     "fp8": "test_fp8: test_a_run_in_fp8",
     "hybrid_shard_size": "test_parallel: test_what_a_rank_holds",
     "reduce_dtype": "test_parallel: test_gradients_may_travel_in_bf16",
