@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from base.cli import help_text, wants_help
+from base import cli
 from base.errors import EXIT_STOPPED, input_errors
 from base.fields import knob
 from hardware.device import keep_freed_memory, select_device
@@ -48,8 +48,8 @@ class PrintOptions:
 
 def main(argv: Sequence[str], schedule: Schedule = learning_rate_at) -> int:
     logging.basicConfig(format="%(message)s")
-    if wants_help(argv):
-        print(help_text(__doc__, PrintOptions, ModelArchitectureConfig, TrainConfig))
+    if cli.wants_help(argv):
+        print(cli.help_text(__doc__, PrintOptions, ModelArchitectureConfig, TrainConfig))
         return 0
     with input_errors(speaks_first):
         model_config, config, options = load_config_and(argv, PrintOptions)
