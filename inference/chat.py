@@ -11,9 +11,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from base.errors import InputError, MissingPackage
+from base.files import entry, parse_json
 from inference.sampling import Sampling
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 # Qwen3's model card. With thinking "DO NOT use greedy decoding, as it can lead to [...] endless repetitions".
 THINKING = Sampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0)
 NOT_THINKING = Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
+
+
+COPY = "copy it again"
 
 
 @dataclass(frozen=True)
@@ -77,20 +81,32 @@ def load_template(name_or_folder: str | Path) -> ChatTemplate:
     """From chat_template.jinja or tokenizer_config.json of a tokenizer's name, folder or hub id. Raises
     what find_tokenizer raises, and InputError where there is none."""
     found = find_tokenizer(name_or_folder)
-    config: dict[str, Any] = json.loads(found.companions.get("tokenizer_config.json", b"{}"))
+    where = f"tokenizer_config.json of {name_or_folder}"
+    config = parse_json(found.companions.get("tokenizer_config.json", b"{}"), where)
     source = config.get("chat_template")
     if isinstance(source, list):  # several by name
-        source = {entry["name"]: entry["template"] for entry in source}.get("default")
+        by_name = {entry(e, "name", str, where, COPY): entry(e, "template", str, where, COPY) for e in source}
+        source = by_name.get("default")
     if "chat_template.jinja" in found.companions:
-        source = found.companions["chat_template.jinja"].decode()
+        try:
+            source = found.companions["chat_template.jinja"].decode()
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"chat_template.jinja of {name_or_folder} is not UTF-8 ({error}): {COPY}"
+            ) from None
     if not source:
         raise InputError(
-            f"{name_or_folder} has no chat template: put the chat_template.jinja of its model beside tokenizer.json; a model "
-            "that was trained on documents alone does not chat"
+            f"{name_or_folder} has no chat template: put the chat_template.jinja of its model beside tokenizer.json; a "
+            "model that was trained on documents alone does not chat"
         )
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    tokens = {name: config[name] for name in names if config.get(name)}
-    tokens = {name: token["content"] if isinstance(token, dict) else token for name, token in tokens.items()}
+    if not isinstance(source, str):
+        raise InputError(f"{where}: 'chat_template' is {type(source).__name__}, expected text: {COPY}")
+    tokens = {}
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token"):
+        if token := config.get(name):
+            tokens[name] = entry(
+                token if isinstance(token, dict) else {"content": token}, "content", str, where, COPY
+            )
     tokenizer = load_tokenizer(name_or_folder)
     eos_id = tokenizer.token_to_id(tokens["eos_token"]) if "eos_token" in tokens else None
     stop_ids = tuple(dict.fromkeys(i for i in (eos_id, found.eot_id) if i is not None))

@@ -5,13 +5,13 @@ names, tokenizer or configuration is said before any weights are read.
     model, tokenizer = found.load(device, torch.bfloat16), load_tokenizer(found.tokenizer)
 """
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from base.errors import InputError, MissingFile
+from base.files import sha256_of
 from inference.hf import load_hf
 from inference.hf.configs import read_config
 from inference.hf.reading import find_folder
@@ -98,7 +98,7 @@ def check_fits(found: TokenizerFiles, architecture: ModelArchitectureConfig) -> 
 def check_own_tokenizer(out_dir: str | Path, state: RunState) -> None:
     """Raises InputError where the run folder's tokenizer is another than the data was made with."""
     recorded, file = state.data["tokenizer"], Path(out_dir) / "tokenizer.json"
-    if recorded and file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != recorded["sha256"]:
+    if recorded and file.is_file() and sha256_of(file) != recorded["sha256"]:
         raise InputError(
             f"{file} is not {recorded['name']!r}, with which the run's data was made: copy that, or pass --tokenizer="
         )

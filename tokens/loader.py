@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from base.errors import InputError
+from operators.loss import IGNORED_TARGET
 from tokens.mixture import Mixture, Tokens, as_mixture
 from tokens.order import permute, training_window
 
@@ -123,7 +124,7 @@ def evaluation_batches(
             for of_all in (source, windows)
         ]
         batch = read_windows(mixture, *full, block_size, eot_id)
-        batch[1][len(windows[rows]) :] = -100
+        batch[1][len(windows[rows]) :] = IGNORED_TARGET
         yield batch
 
 

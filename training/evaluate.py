@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from operators.loss import IGNORED_TARGET
 from training.world import World
 
 
@@ -29,7 +30,7 @@ def evaluate(
     for batch in batches:
         if stopped := stopping():
             break
-        valid = int((batch[1] != -100).sum())  # counted before the transfer: no wait for the device
+        valid = int((batch[1] != IGNORED_TARGET).sum())  # counted before the transfer: no wait for the device
         with autocast:
             _, loss = model(*(tensor.to(device) for tensor in batch))
         if valid:

@@ -42,11 +42,17 @@ class World:
     def from_environment(cls) -> "World":
         """Raises InputError for a WORLD_SIZE without the rest of what torchrun sets."""
         env = os.environ
-        names = ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)
-        world = cls(*(int(env.get(name, default)) for name, default in names))
-        if world.size > 1 and (
-            missing := [v for v in ("RANK", "MASTER_ADDR", "MASTER_PORT") if v not in env]
-        ):
+        numbers = []
+        for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)):
+            text = env.get(name, str(default))
+            if not text.isdecimal():
+                raise InputError(
+                    f"{name}={text!r} in the environment is not a number: start with torchrun, or unset it"
+                )
+            numbers.append(int(text))
+        world = cls(*numbers)
+        missing = [v for v in ("RANK", "MASTER_ADDR", "MASTER_PORT") if v not in env]
+        if world.size > 1 and missing:
             raise InputError(
                 f"WORLD_SIZE={world.size}, but {', '.join(missing)} is not set: start with torchrun"
             )
@@ -171,16 +177,17 @@ def exit_with(main: Callable[[Sequence[str]], int], argv: Sequence[str]) -> NoRe
     a time of their own; where the interpreter is already being dismantled that aborts the process, and a
     save in the background that waits for a rank which hangs would be waited for; so a connected one leaves
     without dismantling."""
+    many = os.environ.get("WORLD_SIZE", "1") != "1"
     try:
         code = main(argv)
     except SystemExit as end:
         code = end.code
     except BaseException:
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        if not many:
             raise
         traceback.print_exc()
         code = 1
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if many:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from base.errors import InputError
 from hardware.device import select_device
 from training.world import World
 
@@ -44,3 +45,10 @@ def test_local_size_is_that_of_torchrun(monkeypatch):
     }.items():
         monkeypatch.setenv(name, str(value))
     assert World.from_environment() == World(rank=3, local_rank=1, size=4, local_size=2)
+
+
+@pytest.mark.parametrize("name", ["RANK", "WORLD_SIZE", "LOCAL_RANK"])
+def test_an_environment_that_is_not_torchruns_is_one_line(monkeypatch, name):
+    monkeypatch.setenv(name, "two")
+    with pytest.raises(InputError, match=f"{name}='two' in the environment is not a number"):
+        World.from_environment()

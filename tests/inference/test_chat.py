@@ -2,12 +2,13 @@
 an answer, and the chat of sample.py from end to end with answers that are given."""
 
 import json
+import shutil
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import sample
-from base.errors import MissingPackage
+from base.errors import InputError, MissingPackage
 from inference.chat import NOT_THINKING, THINKING, Answer, load_template, split_thinking
 from inference.generate import Event
 from inference.hf import save_hf
@@ -249,3 +250,15 @@ def test_a_chat_with_the_model_itself(qwen3, capsys):
         == 0
     )
     assert 1 <= len(json.loads(capsys.readouterr().out)["ids"]) <= 5
+
+
+@pytest.mark.parametrize("fields", [
+    {"chat_template": 5}, {"chat_template": [5]}, {"chat_template": [{"name": "default"}]}, {"chat_template": {"a": 1}},
+    {"chat_template": "x", "eos_token": {"content": 3}}, {"chat_template": "x", "bos_token": [1]},
+])  # fmt: skip
+def test_a_config_of_a_wrong_shape_is_one_line(toy_folder, tmp_path, fields):
+    folder = shutil.copytree(toy_folder, tmp_path / "toy")
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    with pytest.raises(InputError, match=r"copy it again") as error:
+        load_template(folder)
+    assert "\n" not in str(error.value)
