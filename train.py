@@ -46,7 +46,8 @@ class PrintOptions:
     print_config: bool = knob(False, "print the resolved configuration as JSON, and end")
 
 
-def main(argv: Sequence[str], schedule: Schedule = learning_rate_at) -> int:
+def main(argv: Sequence[str], schedule: Schedule = learning_rate_at, keep_memory: bool = True) -> int:
+    """`schedule` gives the learning rate of a step; `keep_memory` is the allocator's setting of keep_freed_memory."""
     logging.basicConfig(format="%(message)s")
     if cli.wants_help(argv):
         print(cli.help_text(__doc__, PrintOptions, ModelArchitectureConfig, TrainConfig))
@@ -60,7 +61,8 @@ def main(argv: Sequence[str], schedule: Schedule = learning_rate_at) -> int:
                 print(json.dumps(whole, indent=2))
             return 0
         world, stop = World.from_environment(), StopSignals()
-        keep_freed_memory()
+        if keep_memory:
+            keep_freed_memory()
         device = select_device(config.device, world.local_rank, world.local_size)
         with world.connected(device, config.dist_timeout_s):
             return train(model_config, config, world, device, stop, argv, schedule)

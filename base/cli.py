@@ -104,7 +104,9 @@ def parse_value(name: str, text: str, hint: Any) -> Any:
 def is_run_folder(word: str) -> bool:
     """By what it holds, or by its name where it is not there."""
     return (
-        word.startswith("out-") or (Path(word) / "checkpoints").is_dir() or any(Path(word).glob("run_*.jsonl"))
+        word.startswith("out-")
+        or (Path(word) / "checkpoints").is_dir()
+        or any(Path(word).glob("run_*.jsonl"))
     )
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,19 @@ from base.text import brief
 MAX_JSON_BYTES = 1 << 30  # of a file that is read as a whole
 
 
-def write_durably(file: Path, parts: Iterable[bytes | memoryview]) -> dict[str, Any]:
+def write_durably(
+    file: Path, parts: Iterable[bytes | memoryview], digest: Callable[[], Any] = hashlib.sha256
+) -> dict[str, Any]:
     """The parts as a file that is on the disk when this returns; its {"bytes", "sha256"}."""
-    n_bytes, digest = 0, hashlib.sha256()
+    n_bytes, taken = 0, digest()
     with open(file, "wb") as f:
         for part in parts:
             f.write(part)
-            digest.update(part)
+            taken.update(part)
             n_bytes += len(part)
         f.flush()
         os.fsync(f.fileno())
-    return {"bytes": n_bytes, "sha256": digest.hexdigest()}
+    return {"bytes": n_bytes, "sha256": taken.hexdigest()}
 
 
 def write_atomically(file: str | Path, content: bytes) -> None:

@@ -21,8 +21,10 @@ from typing import Any, Literal
 
 import torch
 
-from base.errors import InputError, input_errors
-from benchmarks.records import config_from_flags, write_result
+from base.errors import InputError
+from base.fields import knob
+from benchmarks import records
+from benchmarks.records import write_result
 from hardware.device import keep_freed_memory, select_device
 from operators.attention import ATTENTION_BACKENDS, backend_problem
 from training.attention import time_kernels
@@ -36,11 +38,11 @@ SHAPES = {
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    shapes: str = ""  # '': those of the device
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    device: str = "auto"
-    rounds: int = 5
-    write: bool = False
+    shapes: str = knob("", "BxH:KxTxD of each, separated by commas; empty: those of the device")
+    dtype: Literal["bfloat16", "float32"] = knob("bfloat16", "of the matmuls")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:N or mps")
+    rounds: int = knob(5, "that the medians are taken over", bounds="[1, inf)")
+    write: bool = knob(False, "store the result under benchmarks/results/")
 
 
 def measure(shape: tuple[int, ...], c: BenchmarkConfig, device: torch.device) -> dict[str, Any]:
@@ -63,15 +65,17 @@ def measure(shape: tuple[int, ...], c: BenchmarkConfig, device: torch.device) ->
 
 
 def main(argv: Sequence[str]) -> int:
-    with input_errors():
-        c = config_from_flags(BenchmarkConfig, argv)
-        device = select_device(c.device)
-        shapes = {}
-        for text in (c.shapes or SHAPES[device.type]).split(","):
-            match = re.fullmatch(r"(\d+)x(\d+):(\d+)x(\d+)x(\d+)", text)
-            if match is None or int(match[2]) % int(match[3]):
-                raise InputError(f"--shapes: {text!r} is not BxH:KxTxD with K a divisor of H")
-            shapes[text] = tuple(int(n) for n in match.groups())
+    return records.run(argv, __doc__, BenchmarkConfig, bench)
+
+
+def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
+    device = select_device(c.device)
+    shapes = {}
+    for text in (c.shapes or SHAPES[device.type]).split(","):
+        match = re.fullmatch(r"(\d+)x(\d+):(\d+)x(\d+)x(\d+)", text)
+        if match is None or int(match[2]) % int(match[3]):
+            raise InputError(f"--shapes: {text!r} is not BxH:KxTxD with K a divisor of H")
+        shapes[text] = tuple(int(n) for n in match.groups())
     keep_freed_memory()
     results = {}
     for text, shape in shapes.items():
@@ -82,7 +86,6 @@ def main(argv: Sequence[str]) -> int:
         write_result(
             f"attention_{device.type}", "attention.py", argv, device, config=asdict(c), results=results
         )
-    return 0
 
 
 if __name__ == "__main__":

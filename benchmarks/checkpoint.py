@@ -29,33 +29,49 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass
-from types import SimpleNamespace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
-from unittest import mock
 
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
-from base.errors import InputError, input_errors
-from benchmarks.records import config_from_flags, write_result
+from base.errors import InputError
+from base.fields import knob
+from base.files import fsync
+from benchmarks import records
+from benchmarks.records import write_result
 from hardware.device import keep_freed_memory
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from training import checkpoint
 from training.config import TrainConfig
+from training.keeping import Checkpoints
 from training.optim import allocate_state, build_optimizers
 from training.parallel import build_strategy
+from training.saving import save_checkpoint
+from training.state import RunState
 from training.world import World, on_ranks
 
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    state_mb: float = 500.0
-    rounds: int = 5  # after one that does not count
-    folder: str | None = None  # on the disk to be measured; None: the system's place for temporary files
-    write: bool = True
+    state_mb: float = knob(500.0, "size of weights and optimizer state")
+    rounds: int = knob(5, "after one that does not count", bounds="[1, inf)")
+    folder: str | None = knob(
+        None, "on the disk to be measured; None: the system's place for temporary files"
+    )
+    write: bool = knob(True, "store the result under benchmarks/results/")
+
+
+class NoDigest:
+    """A hash that does nothing."""
+
+    def update(self, part: bytes) -> None:
+        pass
+
+    def hexdigest(self) -> str:
+        return ""
 
 
 def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
@@ -91,21 +107,19 @@ def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
     for n, t in enumerate(local.values()):
         t.normal_(generator=torch.Generator().manual_seed(1000 * n + (world.rank if t.dim() else 0)))
     truth = {name: t.clone() for name, t in local.items()}
-    state = {"val_loss": None}
-    checkpoints = checkpoint.Checkpoints(root / "ours, async", world, config, None, None)
+    state = RunState()
+    checkpoints = Checkpoints(root / "ours, async", world, config, None, None)
     group = None if alone else torch.distributed.new_group(backend="gloo")
 
     # Each returns what waits for the end of an asynchronous save
     def ours(path: Path, step: int) -> None:
-        checkpoint.save_checkpoint(path, tensors, state | {"step": step}, {}, world)
+        save_checkpoint(path, tensors, replace(state, step=step), {}, world)
 
     def ours_without_digest(path: Path, step: int) -> None:
-        nothing = SimpleNamespace(update=lambda part: None, hexdigest=lambda: "")
-        with mock.patch.object(checkpoint.hashlib, "sha256", lambda: nothing):
-            ours(path, step)
+        save_checkpoint(path, tensors, replace(state, step=step), {}, world, digest=NoDigest)
 
     def ours_async(path: Path, step: int) -> Callable[[], object]:
-        checkpoints.save(tensors, state | {"step": step}, {}, wait=False)
+        checkpoints.save(tensors, replace(state, step=step), {}, wait=False)
 
         def wait() -> None:
             while not (done := checkpoints.events()):
@@ -120,17 +134,17 @@ def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
             torch.save(local, f)
             f.flush()
             os.fsync(f.fileno())
-        checkpoint.fsync(path)
+        fsync(path)
 
     def plain_dcp(path: Path, step: int) -> None:
         dcp.save(tensors, storage_writer=dcp.FileSystemWriter(path), no_dist=alone)
-        checkpoint.fsync(path)
+        fsync(path)
 
     def plain_dcp_async(path: Path, step: int) -> Callable[[], object]:
         future: Future = dcp.async_save(
             tensors, storage_writer=dcp.FileSystemWriter(path), process_group=group, no_dist=alone
         )
-        return lambda: (future.result(), checkpoint.fsync(path))
+        return lambda: (future.result(), fsync(path))
 
     def load_ours(path: Path, step: int) -> None:
         checkpoint.load_weights(checkpoint.checkpoint_path(path, step), model)
@@ -199,10 +213,12 @@ def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    with input_errors():
-        c = config_from_flags(BenchmarkConfig, argv)
-        if c.rounds < 1:
-            raise InputError(f"rounds={c.rounds} must be at least 1")
+    return records.run(argv, __doc__, BenchmarkConfig, bench)
+
+
+def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
+    if c.rounds < 1:
+        raise InputError(f"rounds={c.rounds} must be at least 1")
     load_average = round(os.getloadavg()[0], 1)
     rows = {}
     with tempfile.TemporaryDirectory(dir=c.folder) as folder:
@@ -220,7 +236,6 @@ def main(argv: Sequence[str]) -> int:
         write_result(
             "checkpoint", "checkpoint.py", argv, torch.device("cpu"), **fields, load_average=load_average
         )
-    return 0
 
 
 if __name__ == "__main__":

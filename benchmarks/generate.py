@@ -26,8 +26,9 @@ from typing import Any
 
 import torch
 
-from base.errors import input_errors
-from benchmarks.records import config_from_flags, write_result
+from base.fields import knob
+from benchmarks import records
+from benchmarks.records import write_result
 from hardware.device import keep_freed_memory, select_device
 from inference.generate import generate
 from inference.hf import load_hf, save_hf
@@ -38,28 +39,31 @@ from model_config import get_preset_config
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    n_layer: int = 6
-    n_embd: int = 384
-    n_head: int = 6
-    num_key_value_heads: int = 3
-    head_dim: int = 64
-    d_ff: int = 1152
-    vocab_size: int = 8192
-    batch_sizes: str = "1,8"
-    prompt_tokens: int = 32  # of the decoding comparison
-    max_new_tokens: int = 256
-    prefill_tokens: int = 512  # of the prefill comparison
-    device: str = "cpu"
-    rounds: int = 5
-    write: bool = True
+    n_layer: int = knob(6, "of the model", bounds="[1, inf)")
+    n_embd: int = knob(384, "of the model", bounds="[1, inf)")
+    n_head: int = knob(6, "of the model", bounds="[1, inf)")
+    num_key_value_heads: int = knob(3, "of the model", bounds="[1, inf)")
+    head_dim: int = knob(64, "of the model", bounds="[1, inf)")
+    d_ff: int = knob(1152, "of the model", bounds="[1, inf)")
+    vocab_size: int = knob(8192, "of the model", bounds="[1, inf)")
+    batch_sizes: str = knob("1,8", "rows, separated by commas")
+    prompt_tokens: int = knob(32, "of the decoding comparison", bounds="[1, inf)")
+    max_new_tokens: int = knob(256, "decoded in a round", bounds="[1, inf)")
+    prefill_tokens: int = knob(512, "of the prefill comparison", bounds="[1, inf)")
+    device: str = knob("cpu", "auto, cpu, cuda, cuda:N or mps")
+    rounds: int = knob(5, "that the medians are taken over", bounds="[1, inf)")
+    write: bool = knob(True, "store the result under benchmarks/results/")
 
 
 def main(argv: Sequence[str]) -> int:
-    with input_errors():
-        c = config_from_flags(BenchmarkConfig, argv)
-        device = select_device(c.device)
-        batch_sizes = [int(n) for n in c.batch_sizes.split(",")]
-        import transformers
+    return records.run(argv, __doc__, BenchmarkConfig, bench)
+
+
+def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
+    device = select_device(c.device)
+    batch_sizes = [int(n) for n in c.batch_sizes.split(",")]
+    import transformers
+
     transformers.logging.set_verbosity_error()
     keep_freed_memory()
     results: dict[str, Any] = {}
@@ -76,7 +80,6 @@ def main(argv: Sequence[str]) -> int:
         unit = "medians; decode tokens/s over the whole batch; ratios of medians, ours over the faster transformers"
         name = f"generate_{device.type}_{c.vocab_size}"
         write_result(name, "generate.py", argv, device, unit=unit, config=asdict(c), results=results)
-    return 0
 
 
 def compare(c: BenchmarkConfig, B: int, device: torch.device) -> dict[str, Any]:

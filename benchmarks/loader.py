@@ -29,8 +29,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 
-from base.errors import input_errors
-from benchmarks.records import config_from_flags, write_result
+from base.fields import knob
+from benchmarks import records
+from benchmarks.records import write_result
 from tokens.loader import BatchLoader
 from tokens.reader import open_tokens
 from tokens.stream import TokenStream
@@ -40,12 +41,14 @@ VOCAB_SIZE = 151_936
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    file_gb: float = 20.0  # of uint32 ids
-    batch_size: int = 16
-    block_size: int = 2048
-    batches: int = 400  # timed, of each
-    pause_ms: float = 5.0  # between two prefetched batches: a training step, far shorter than any real one
-    write: bool = True
+    file_gb: float = knob(20.0, "of uint32 ids")
+    batch_size: int = knob(16, "sequences", bounds="[1, inf)")
+    block_size: int = knob(2048, "tokens of a sequence", bounds="[1, inf)")
+    batches: int = knob(400, "timed, of each", bounds="[1, inf)")
+    pause_ms: float = knob(
+        5.0, "between two prefetched batches: a training step, far shorter than any real one"
+    )
+    write: bool = knob(True, "store the result under benchmarks/results/")
 
 
 def nanogpt_get_batch(
@@ -90,8 +93,10 @@ def summary(times: Sequence[float]) -> dict[str, float]:
 
 
 def main(argv: Sequence[str]) -> int:
-    with input_errors():
-        c = config_from_flags(BenchmarkConfig, argv)
+    return records.run(argv, __doc__, BenchmarkConfig, bench)
+
+
+def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "train.bin")
         path.touch()
@@ -154,7 +159,6 @@ def main(argv: Sequence[str]) -> int:
         write_result(
             "loader", "loader.py", argv, torch.device("cpu"), unit=unit, config=asdict(c), results=results
         )
-    return 0
 
 
 if __name__ == "__main__":

@@ -25,24 +25,28 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
-from base.errors import InputError, input_errors
+from base.errors import InputError
+from base.fields import knob
+from benchmarks import records
 from benchmarks.contestants import CLOCKS, memory_bytes
-from benchmarks.records import config_from_flags, write_result
+from benchmarks.records import write_result
 from hardware.device import keep_freed_memory
 from operators.loss import head_loss
 
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    vocab_size: int = 8192
-    tokens: int = 2048
-    n_embd: int = 384
-    rounds: int = 5
-    clock: Literal["wall", "cpu"] = "wall"
-    compile: bool = False  # ours and the plain one; torch's falls out of torch.compile
-    write: bool = False
-    losses: str = "plain,chunked,torch"
-    only: str = ""  # one of LOSSES: this process measures it
+    vocab_size: int = knob(8192, "of the model", bounds="[1, inf)")
+    tokens: int = knob(2048, "in the batch", bounds="[1, inf)")
+    n_embd: int = knob(384, "of the model", bounds="[1, inf)")
+    rounds: int = knob(5, "that the medians are taken over", bounds="[1, inf)")
+    clock: Literal["wall", "cpu"] = knob(
+        "wall", "seconds, or processor time of one thread a side, for a machine that is not alone"
+    )
+    compile: bool = knob(False, "ours and the plain one; torch's falls out of torch.compile")
+    write: bool = knob(False, "store the result under benchmarks/results/")
+    losses: str = knob("plain,chunked,torch", "which, separated by commas")
+    only: str = knob("", "one of LOSSES: this process measures it")
 
 
 def torchs(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -97,18 +101,20 @@ def measure(c: BenchmarkConfig) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    with input_errors():
-        c = config_from_flags(BenchmarkConfig, argv)
-        for name in [c.only] if c.only else c.losses.split(","):
-            if name not in LOSSES:
-                raise InputError(f"--losses: {name!r} is none of {', '.join(LOSSES)}")
-        if "torch" in c.losses and not hasattr(F, "linear_cross_entropy"):
-            raise InputError(
-                f"torch {torch.__version__} has no F.linear_cross_entropy: it came with 2.13; --losses=plain,chunked"
-            )
+    return records.run(argv, __doc__, BenchmarkConfig, bench)
+
+
+def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
+    for name in [c.only] if c.only else c.losses.split(","):
+        if name not in LOSSES:
+            raise InputError(f"--losses: {name!r} is none of {', '.join(LOSSES)}")
+    if "torch" in c.losses and not hasattr(F, "linear_cross_entropy"):
+        raise InputError(
+            f"torch {torch.__version__} has no F.linear_cross_entropy: it came with 2.13; --losses=plain,chunked"
+        )
     if c.only:
         print(json.dumps(measure(c)))
-        return 0
+        return
     results = {}
     for name in c.losses.split(","):
         command = [sys.executable, __file__, *argv, f"--only={name}"]
@@ -118,7 +124,6 @@ def main(argv: Sequence[str]) -> int:
     if c.write:
         fields = {"config": asdict(c), "results": results}
         write_result(f"loss_cpu_{c.vocab_size}", "loss_memory.py", argv, torch.device("cpu"), **fields)
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,8 +24,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from base.errors import InputError, input_errors
-from benchmarks.records import config_from_flags, write_result
+from base.errors import InputError
+from base.fields import knob
+from benchmarks import records
+from benchmarks.records import write_result
 from hardware.device import select_device
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,15 +35,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    configs: str = "full_qwen3_0.6b,full_qwen3_1.5b,full_qwen3_2.0b"  # of config/
-    block_sizes: str = "2048,4096"
-    tokens: int = 16_384  # of a step
-    steps: int = 100
-    compile: bool = True
-    activation_checkpointing: Literal["none", "selective", "full"] = "none"
-    fp8: Literal["none", "tensorwise", "rowwise"] = "none"
-    device: str = "auto"
-    write: bool = False
+    configs: str = knob("full_qwen3_0.6b,full_qwen3_1.5b,full_qwen3_2.0b", "of config/")
+    block_sizes: str = knob("2048,4096", "tokens of a sequence, separated by commas")
+    tokens: int = knob(16_384, "of a step", bounds="[1, inf)")
+    steps: int = knob(100, "of each run", bounds="[1, inf)")
+    compile: bool = knob(True, "by torch.compile")
+    activation_checkpointing: Literal["none", "selective", "full"] = knob("none", "as train.py's")
+    fp8: Literal["none", "tensorwise", "rowwise"] = knob("none", "as train.py's")
+    device: str = knob("auto", "auto, cpu, cuda, cuda:N or mps")
+    write: bool = knob(False, "store the result under benchmarks/results/")
 
 
 def measure(c: BenchmarkConfig, name: str, T: int) -> dict[str, Any]:
@@ -93,15 +95,17 @@ def measure(c: BenchmarkConfig, name: str, T: int) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    with input_errors():
-        c = config_from_flags(BenchmarkConfig, argv)
-        names, lengths = c.configs.split(","), [int(T) for T in c.block_sizes.split(",")]
-        for name in names:
-            if not (ROOT / "config" / f"{name}.py").is_file():
-                raise InputError(f"--configs: config/{name}.py is not there")
-        if too_long := [T for T in lengths if T < 1 or c.tokens % T]:
-            raise InputError(f"--tokens={c.tokens} is no multiple of --block_sizes={too_long[0]}")
-        device = select_device(c.device)
+    return records.run(argv, __doc__, BenchmarkConfig, bench)
+
+
+def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
+    names, lengths = c.configs.split(","), [int(T) for T in c.block_sizes.split(",")]
+    for name in names:
+        if not (ROOT / "config" / f"{name}.py").is_file():
+            raise InputError(f"--configs: config/{name}.py is not there")
+    if too_long := [T for T in lengths if T < 1 or c.tokens % T]:
+        raise InputError(f"--tokens={c.tokens} is no multiple of --block_sizes={too_long[0]}")
+    device = select_device(c.device)
     results = {}
     for name in names:
         for T in lengths:
@@ -110,7 +114,6 @@ def main(argv: Sequence[str]) -> int:
     if c.write:
         name = f"mfu_{device.type}_{c.tokens}" + ("" if c.fp8 == "none" else f"_fp8_{c.fp8}")
         write_result(name, "mfu.py", argv, device, config=asdict(c), results=results)
-    return 0
 
 
 if __name__ == "__main__":

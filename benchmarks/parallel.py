@@ -37,8 +37,10 @@ from torch import Tensor
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor
 
-from base.errors import InputError, input_errors
-from benchmarks.records import config_from_flags, write_result
+from base.errors import InputError
+from base.fields import knob
+from benchmarks import records
+from benchmarks.records import write_result
 from hardware.device import keep_freed_memory, select_dtype
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
@@ -59,14 +61,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    n_layer: int = 8
-    n_embd: int = 512
-    vocab_size: int = 8192
-    batch_size: int = 2  # of a rank
-    block_size: int = 256
-    dtype: str = "auto"  # of the matmuls; weights, gradients and optimizer state are fp32
-    steps: int = 9  # timed, of each strategy, after 2
-    write: bool = True
+    n_layer: int = knob(8, "of the model", bounds="[1, inf)")
+    n_embd: int = knob(512, "of the model", bounds="[1, inf)")
+    vocab_size: int = knob(8192, "of the model", bounds="[1, inf)")
+    batch_size: int = knob(2, "of a rank", bounds="[1, inf)")
+    block_size: int = knob(256, "tokens of a sequence", bounds="[1, inf)")
+    dtype: str = knob("auto", "of the matmuls; weights, gradients and optimizer state are fp32")
+    steps: int = knob(9, "timed, of each strategy, after 2", bounds="[1, inf)")
+    write: bool = knob(True, "store the result under benchmarks/results/")
 
 
 def meta_model(c: BenchmarkConfig) -> ConfigurableGPT:
@@ -187,10 +189,12 @@ def theory(name: str, size: int, c: BenchmarkConfig, working_mb: float) -> dict[
 
 
 def main(argv: Sequence[str]) -> int:
-    with input_errors():
-        c = config_from_flags(BenchmarkConfig, argv)
-        if not Path("/proc/self/clear_refs").exists():
-            raise InputError("the peak of memory is read from /proc/self: this benchmark runs on Linux")
+    return records.run(argv, __doc__, BenchmarkConfig, bench)
+
+
+def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
+    if not Path("/proc/self/clear_refs").exists():
+        raise InputError("the peak of memory is read from /proc/self: this benchmark runs on Linux")
     load_average = round(os.getloadavg()[0], 1)
     torch.set_num_threads(1)
     rows: dict[str, dict[str, Any]] = {"memory": {}, "step of 2 ranks": {}}

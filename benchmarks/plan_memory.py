@@ -24,24 +24,27 @@ sys.path.insert(0, str(ROOT))
 import json
 import os
 import resource
-import runpy
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_type_hints
+from functools import partial
 
 import numpy as np
 import torch
 
-from base.cli import parse_flags
-from base.errors import InputError, input_errors
+import train
+from base.errors import InputError
+from base.fields import knob
+from base.files import write_json
 from base.provenance import git_state, versions
-from hardware.device import device_name, keep_freed_memory
+from benchmarks import records
+from hardware.device import device_name
 from planning.memory import BatchMemory, largest_batch, step_memory
 from tokens.format import write_meta
 from tokens.writer import ShardWriter
 from training.config import load_config
+from training.world import exit_with
 
 RESULTS = Path(__file__).parent / "results"
 SHAPES = {  # vocabulary, flags
@@ -49,7 +52,10 @@ SHAPES = {  # vocabulary, flags
     "gpt2_124m": (50257, "config/full_gpt2_124m.py --batch_size=2 --block_size=256"),
     "qwen3_124m": (50257, "config/full_qwen3_124m.py --batch_size=2 --block_size=256"),
 }
-NEXT_TO_NOTHING = "--n_layer=2 --n_head=1 --num_key_value_heads=1 --head_dim=8 --n_embd=8 --d_ff=8 --block_size=8 --batch_size=1"
+NEXT_TO_NOTHING = (
+    "--n_layer=2 --n_head=1 --num_key_value_heads=1 --head_dim=8 --n_embd=8 --d_ff=8 --block_size=8 "
+)
+NEXT_TO_NOTHING += "--batch_size=1"
 COMMON = (
     "--device=cpu --dtype=bfloat16 --compile=False --max_iters=2 --warmup_iters=1 --eval_interval=100 --eval_iters=1 "
     "--log_interval=1"
@@ -66,10 +72,10 @@ CHECKPOINTING = ("none", "selective", "full")
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    shapes: str = "tiny,gpt2_124m"
-    strategies: str = "single,ddp,zero1,fsdp"  # or none
-    largest: bool = True
-    write: bool = True
+    shapes: str = knob("tiny,gpt2_124m", "separated by commas")
+    strategies: str = knob("single,ddp,zero1,fsdp", "or none")
+    largest: bool = knob(True, "confirm the largest batch by running it")
+    write: bool = knob(True, "store the result under benchmarks/results/")
 
 
 def write_dataset(folder: Path, vocab_size: int) -> Path:
@@ -184,19 +190,14 @@ def confirm_largest(shape: str, dataset: Path, limit: int) -> dict[str, object]:
 
 
 def main(argv: Sequence[str]) -> int:
-    with input_errors():
-        words, flags = parse_flags(argv, get_type_hints(BenchmarkConfig))
-        options = BenchmarkConfig(**flags)
-        strategies = [name for name in options.strategies.split(",") if name != "none"]
-        if (
-            words
-            or not set(options.shapes.split(",")) <= set(SHAPES)
-            or not set(strategies) <= set(STRATEGIES)
-        ):
-            known = f"some of {','.join(SHAPES)} and of {','.join(STRATEGIES)} (or none)"
-            raise InputError(
-                f"--shapes={options.shapes} --strategies={options.strategies} {' '.join(words)}: {known}"
-            )
+    return records.run(argv, __doc__, BenchmarkConfig, bench)
+
+
+def bench(options: BenchmarkConfig, argv: Sequence[str]) -> None:
+    strategies = [name for name in options.strategies.split(",") if name != "none"]
+    if not set(options.shapes.split(",")) <= set(SHAPES) or not set(strategies) <= set(STRATEGIES):
+        known = f"some of {','.join(SHAPES)} and of {','.join(STRATEGIES)} (or none)"
+        raise InputError(f"--shapes={options.shapes} --strategies={options.strategies}: {known}")
     git = git_state()  # now: the checkout may move while this runs
     origin = {"command": " ".join(["python benchmarks/plan_memory.py", *argv]), "git": git}
     peaks, largest = [], []
@@ -215,8 +216,7 @@ def main(argv: Sequence[str]) -> int:
             "device": device_name(torch.device("cpu")),
             "versions": versions(),
         }
-        file.write_text(json.dumps(result, indent=2) + "\n")
-    return 0
+        write_json(file, result)
 
 
 def merged(before: list[dict[str, object]], rows: list[dict[str, object]]) -> list[dict[str, object]]:
@@ -226,8 +226,9 @@ def merged(before: list[dict[str, object]], rows: list[dict[str, object]]) -> li
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [TRAIN]:
-        keep_freed_memory = lambda: False
+    if sys.argv[1:2] == [
+        TRAIN
+    ]:  # a run of train.py whose freed memory goes back, so that the peak is that of what it holds
         sys.argv[:2] = [str(ROOT / "train.py")]
-        runpy.run_path(sys.argv[0], run_name="__main__")
+        exit_with(partial(train.main, keep_memory=False), sys.argv[1:])
     raise SystemExit(main(sys.argv[1:]))

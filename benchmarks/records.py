@@ -1,16 +1,15 @@
 """What the benchmarks share: flags, and results that say how they were made."""
 
-import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
 import torch
 
-from base.cli import parse_flags
-from base.errors import InputError
+from base import cli
 from base.fields import check
+from base.files import write_json
 from base.provenance import git_state, versions
 from hardware.device import device_name
 
@@ -18,15 +17,16 @@ Config = TypeVar("Config")
 RESULTS = Path(__file__).resolve().parent / "results"
 
 
-def config_from_flags(kind: type[Config], argv: Sequence[str]) -> Config:
-    """A benchmark's dataclass from its command line. Raises InputError for what is no flag of it, or no
-    value of a flag."""
-    words, flags = parse_flags(argv, get_type_hints(kind))
-    if words:
-        raise InputError(f"{words[0]!r} is no flag")
-    config = kind(**flags)
-    check(config)
-    return config
+def run(
+    argv: Sequence[str], doc: str, kind: type[Config], work: Callable[[Config, Sequence[str]], None]
+) -> int:
+    """The whole of a benchmark: work(config, argv) measures, prints and, where it is asked to, stores."""
+
+    def checked(config: Config) -> None:
+        check(config)
+        work(config, argv)
+
+    return cli.run(argv, doc, kind, checked)
 
 
 def write_result(name: str, script: str, argv: Sequence[str], device: torch.device, **fields: Any) -> Path:
@@ -38,6 +38,6 @@ def write_result(name: str, script: str, argv: Sequence[str], device: torch.devi
         "git": git_state(),
     }
     file = RESULTS / f"{name}.json"
-    file.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(file, record)
     print(f"wrote {file.relative_to(RESULTS.parents[1])}")
     return file

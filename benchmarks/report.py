@@ -11,7 +11,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
+
+from base import cli, text
+from base.fields import knob
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENT = ROOT / "docs" / "PERFORMANCE.md"
@@ -19,24 +24,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 SETTINGS = {"same": "one allocator setting for all", "started": "each as its users start it"}
 CLOCKS = {"wall": "wall clock", "cpu": "processor time of one thread a side, on a machine with other work"}
 
-# What our best mode over the peers' best was to be, by vocabulary, setting and precision: at least, and
-# hoped for
-ASKED = {
-    (8192, "same", "bf16"): (1.15, 1.3),
-    (8192, "same", "fp32"): (1.5, None),
-    (8192, "started", "bf16"): (None, 1.5),
-    (151936, "same", "bf16"): (1.1, 1.2),
-    (151936, "started", "bf16"): (None, 2.5),
-}
-
 
 def results(pattern: str) -> list[tuple[Path, dict[str, Any]]]:
     return [(file, json.loads(file.read_text())) for file in sorted(RESULTS.glob(pattern))]
 
 
 def table(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (header, *rows)]
-    return [lines[0], "|" + "---|" * len(header), *lines[1:]]
+    return text.table([header, *rows], left=[True] * len(header), markdown=True).splitlines()
 
 
 def source(file: Path, record: dict[str, Any]) -> str:
@@ -75,19 +69,9 @@ def train_steps() -> list[str]:
             ""
         ]
         ratios = {p: bests[p, "ours"] / bests[p, "theirs"] for p, kind in bests if kind == "ours"}
-        said = [f"{p} {ratio:.2f}{asked(c, p, ratio)}" for p, ratio in ratios.items()]
+        said = [f"{p} {ratio:.2f}" for p, ratio in ratios.items()]
         lines += [f"Our best mode over the peers' best: {', '.join(said)}.", ""]
     return lines
-
-
-def asked(config: dict[str, Any], precision: str, ratio: float) -> str:
-    least, hoped = ASKED.get((config["vocab_size"], config["setting"], precision), (None, None))
-    bounds = [
-        f"{name} {b}: {'' if ratio >= b else 'not '}reached"
-        for name, b in (("floor", least), ("goal", hoped))
-        if b
-    ]
-    return f" ({'; '.join(bounds)})" if bounds else ""
 
 
 def losses() -> list[str]:
@@ -212,28 +196,10 @@ def gpu() -> list[str]:
                 [name, f"{r['tokens/s']:,}", mfu, f"{r['of matmul rate']:.0%}", f"{r['memory GB']:.1f}"]
             )
         lines += table(["", "tokens/s", "MFU", "of the matmul rate", "GB"], rows) + [""]
-    return lines or ["No figure is stored: no GPU has been had yet."]
-
-
-def tuning() -> list[str]:
-    ((_, record),) = results("quickstart_tuning.json")
-    lines = []
-    for search in record["searches"]:
-        lines += [f"`{search['command']}`: {search['unit']}. {search['device']}.", ""]
-        rows = [
-            [
-                f"`{r['flags']}`",
-                f"{r['seconds']:.0f}" if "seconds" in r else "",
-                f"{r['val_bits_per_byte']:.3f}",
-            ]
-            for r in search["results"]
-        ]
-        lines += table(["flags", "seconds", "validation bits per byte"], rows) + [""]
-    return lines
+    return lines or ["No figure is stored: no GPU has been available yet."]
 
 
 TABLES = {
-    "tuning": tuning,
     "train_step": train_steps,
     "profile": profiles,
     "loss": losses,
@@ -245,15 +211,32 @@ TABLES = {
 }
 
 
-def render(text: str) -> str:
+def render(document: str) -> str:
     """The document with its tables made anew. Raises KeyError for a marker without a table."""
 
     def fill(match: re.Match) -> str:
         body = "\n".join(TABLES[match[1]]()).strip()
         return f"<!-- table {match[1]} -->\n\n{body}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- table (\w+) -->.*?<!-- end -->", fill, text, flags=re.DOTALL)
+    return re.sub(r"<!-- table (\w+) -->.*?<!-- end -->", fill, document, flags=re.DOTALL)
+
+
+@dataclass(kw_only=True)
+class ReportConfig:
+    check: bool = knob(False, "write nothing, and say whether the document is what would be written")
+
+
+def main(argv: Sequence[str]) -> int:
+    return cli.run(argv, __doc__, ReportConfig, report)
+
+
+def report(config: ReportConfig) -> None:
+    now = DOCUMENT.read_text()
+    if config.check:
+        print("it is" if render(now) == now else "it is not: run python benchmarks/report.py")
+    else:
+        DOCUMENT.write_text(render(now))
 
 
 if __name__ == "__main__":
-    DOCUMENT.write_text(render(DOCUMENT.read_text()))
+    raise SystemExit(main(sys.argv[1:]))

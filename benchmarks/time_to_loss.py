@@ -25,8 +25,10 @@ from typing import Any
 
 import torch
 
-from base.errors import InputError, input_errors
-from benchmarks.records import config_from_flags, write_result
+from base.errors import InputError
+from base.fields import knob
+from benchmarks import records
+from benchmarks.records import write_result
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = "config/quickstart.py"
@@ -59,11 +61,13 @@ ATTEMPTS = 4
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    seconds: float = 180.0  # of nanoGPT's recipe
-    share: float = 1 / 3  # of them, for ours
-    eval_tokens: int = 81_920  # of the val split, the same for both: 1,272 windows of 64 tokens
-    seed: int = 1337
-    write: bool = False
+    seconds: float = knob(180.0, "of nanoGPT's recipe")
+    share: float = knob(1 / 3, "of them, for ours")
+    eval_tokens: int = knob(
+        81_920, "of the val split, the same for both: 1,272 windows of 64 tokens", bounds="[1, inf)"
+    )
+    seed: int = knob(1337, "of both runs")
+    write: bool = knob(False, "store the result under benchmarks/results/")
 
 
 def run(
@@ -114,10 +118,12 @@ def timed(
 
 
 def main(argv: Sequence[str]) -> int:
-    with input_errors():
-        c = config_from_flags(BenchmarkConfig, argv)
-        if not c.seconds > 0 or not 0 < c.share <= 1:
-            raise InputError(f"--seconds={c.seconds} must be positive and --share={c.share} in (0, 1]")
+    return records.run(argv, __doc__, BenchmarkConfig, bench)
+
+
+def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
+    if not c.seconds > 0 or not 0 < c.share <= 1:
+        raise InputError(f"--seconds={c.seconds} must be positive and --share={c.share} in (0, 1]")
     results = {"nanoGPT": timed([], NANOGPT, c, (0.95 * c.seconds, 1.1 * c.seconds), 12 * 64)}
     print(f"nanoGPT's recipe: {results['nanoGPT']}", flush=True)
     most = c.share * results["nanoGPT"]["seconds"]
@@ -130,7 +136,6 @@ def main(argv: Sequence[str]) -> int:
         write_result(
             "time_to_loss", "time_to_loss.py", argv, torch.device("cpu"), config=asdict(c), results=results
         )
-    return 0
 
 
 if __name__ == "__main__":

@@ -24,14 +24,14 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_type_hints
 
 import numpy as np
 
-from base.cli import parse_flags
-from base.errors import InputError, input_errors
+from base.fields import knob
+from base.files import write_json
+from benchmarks import records
 from tokenization import engines
 from tokenization.tokenizers import find_tokenizer
 
@@ -59,12 +59,12 @@ np.array(ids, dtype=np.uint32).tofile(sys.argv[4])
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    small_mb: int = 200  # of text
-    large_mb: int = 2000
-    rival_mb: int = 25
-    engine_mb: int = 50
-    workers: int = 2
-    write: bool = True
+    small_mb: int = knob(200, "of text", bounds="[1, inf)")
+    large_mb: int = knob(2000, "of text of the long preparation", bounds="[1, inf)")
+    rival_mb: int = knob(25, "of text of the rival's", bounds="[1, inf)")
+    engine_mb: int = knob(50, "of text for the engines alone", bounds="[1, inf)")
+    workers: int = knob(2, "tokenizing processes", bounds="[1, inf)")
+    write: bool = knob(True, "store the result under benchmarks/results/")
 
 
 def documents() -> Iterator[str]:
@@ -196,12 +196,11 @@ def engine_rates(megabytes: int, tokenizer_json: bytes) -> dict:
     return result
 
 
-def main() -> None:
-    with input_errors():
-        words, flags = parse_flags(sys.argv[1:], get_type_hints(BenchmarkConfig))
-        if words:
-            raise InputError(f"{words[0]!r} is no flag")
-        c = BenchmarkConfig(**flags)
+def main(argv: Sequence[str]) -> int:
+    return records.run(argv, __doc__, BenchmarkConfig, bench)
+
+
+def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
     os.environ.update(RAYON_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
     os.chdir(ROOT)
     found = find_tokenizer("qwen3")
@@ -222,8 +221,8 @@ def main() -> None:
     record = {"command": "python benchmarks/tokenizer_speed.py", "machine": machine, **result}
     print(json.dumps(record, indent=2))
     if c.write:
-        (RESULTS / "tokenizer_speed.json").write_text(json.dumps(record, indent=2) + "\n")
+        write_json(RESULTS / "tokenizer_speed.json", record)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main(sys.argv[1:]))

@@ -32,9 +32,11 @@ from typing import Any, Literal
 
 import torch
 
-from base.errors import InputError, MissingPackage, input_errors
+from base.errors import InputError, MissingPackage
+from base.fields import knob
+from benchmarks import records
 from benchmarks.contestants import CLOCKS
-from benchmarks.records import config_from_flags, write_result
+from benchmarks.records import write_result
 from inference.hf import save_hf
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
@@ -53,21 +55,25 @@ SHAPE = ("n_layer", "n_embd", "n_head", "num_key_value_heads", "head_dim", "d_ff
 class BenchmarkConfig:
     """6 layers, 384 wide, 6:3 heads of 64."""
 
-    vs: str = "hf,nanogpt_shape,litgpt"
-    modes: str = ",".join(MODES)
-    setting: Literal["same", "started"] = "same"
-    n_layer: int = 6
-    n_embd: int = 384
-    n_head: int = 6
-    num_key_value_heads: int = 3
-    head_dim: int = 64
-    d_ff: int = 1152
-    vocab_size: int = 8192
-    batch_size: int = 8
-    block_size: int = 256
-    rounds: int = 9
-    clock: Literal["wall", "cpu"] = "wall"
-    write: bool = False
+    vs: str = knob("hf,nanogpt_shape,litgpt", "the rivals, separated by commas")
+    modes: str = knob(",".join(MODES), "separated by commas")
+    setting: Literal["same", "started"] = knob(
+        "same", "same: one allocator for all; started: each as its users start it"
+    )
+    n_layer: int = knob(6, "of the model", bounds="[1, inf)")
+    n_embd: int = knob(384, "of the model", bounds="[1, inf)")
+    n_head: int = knob(6, "of the model", bounds="[1, inf)")
+    num_key_value_heads: int = knob(3, "of the model", bounds="[1, inf)")
+    head_dim: int = knob(64, "of the model", bounds="[1, inf)")
+    d_ff: int = knob(1152, "of the model", bounds="[1, inf)")
+    vocab_size: int = knob(8192, "of the model", bounds="[1, inf)")
+    batch_size: int = knob(8, "sequences", bounds="[1, inf)")
+    block_size: int = knob(256, "tokens of a sequence", bounds="[1, inf)")
+    rounds: int = knob(9, "that the medians are taken over", bounds="[1, inf)")
+    clock: Literal["wall", "cpu"] = knob(
+        "wall", "seconds, or processor time of one thread a side, for a machine that is not alone"
+    )
+    write: bool = knob(False, "store the result under benchmarks/results/")
 
     def __post_init__(self) -> None:
         for name, known in (("vs", ("hf", "nanogpt_shape", "litgpt")), ("modes", MODES)):
@@ -171,17 +177,19 @@ def compare(c: BenchmarkConfig, mode: str, folder: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str]) -> int:
-    with input_errors():
-        c = config_from_flags(BenchmarkConfig, argv)
-        for name, package in (
-            ("litgpt", "litgpt"),
-            ("hf", "transformers"),
-            ("nanogpt_shape", "transformers"),
-        ):
-            if name in c.vs.split(",") and find_spec(package) is None:
-                raise MissingPackage(
-                    f"--vs={name} needs the package {package}: install it or leave {name} out of --vs"
-                )
+    return records.run(argv, __doc__, BenchmarkConfig, bench)
+
+
+def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
+    for name, package in (
+        ("litgpt", "litgpt"),
+        ("hf", "transformers"),
+        ("nanogpt_shape", "transformers"),
+    ):
+        if name in c.vs.split(",") and find_spec(package) is None:
+            raise MissingPackage(
+                f"--vs={name} needs the package {package}: install it or leave {name} out of --vs"
+            )
     if c.clock == "cpu":
         torch.set_num_threads(1)
     results: dict[str, Any] = {}
@@ -200,7 +208,6 @@ def main(argv: Sequence[str]) -> int:
                 write_result(
                     name, "train_step.py", argv, torch.device("cpu"), config=asdict(c), results=results
                 )
-    return 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ batch_size = 24
 gradient_accumulation_steps = 2
 max_iters = 350
 
-optimizer = "muon"  # docs/PERFORMANCE.md has what was tried
+optimizer = "muon"  # docs/PERFORMANCE.md, "The quickstart"
 learning_rate = 8e-3
 min_lr = 0.0
 lr_schedule = "linear"

@@ -3,10 +3,11 @@
 torch.distributed.checkpoint plans who writes what. What torch calls a storage writer is here, so that every
 byte has a digest before it has a name. No pickle is involved."""
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,16 @@ def save_checkpoint(
     config: Mapping[str, Any],
     world: World = World(),  # noqa: B008  immutable
     group: torch.distributed.ProcessGroup | None = None,
+    digest: Callable[[], Any] = hashlib.sha256,
 ) -> Path:
     """Writes the checkpoint of state.step; config is {"model": fields, "train": fields}. A crash leaves the
     old ones and a folder that no reader looks at. Raises SaveFailed, on every rank, where one of them
     cannot write."""
     writer = Writer(
-        checkpoint_path(out_dir, state.step), world, {"state.json": state.to_json(), "config.json": config}
+        checkpoint_path(out_dir, state.step),
+        world,
+        {"state.json": state.to_json(), "config.json": config},
+        digest,
     )
     try:
         dcp.save(tensors, storage_writer=writer, process_group=group, no_dist=world.size == 1)
@@ -73,9 +78,15 @@ class Writer(StorageWriter):
     """Where torch.distributed.checkpoint puts what it has planned: each rank its pieces, then rank 0 the
     JSON and the name."""
 
-    def __init__(self, path: Path, world: World, documents: Mapping[str, Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        world: World,
+        documents: Mapping[str, Mapping[str, Any]],
+        digest: Callable[[], Any] = hashlib.sha256,
+    ) -> None:
         self.path, self.partial = path, path.with_name(f"partial_{path.name}")
-        self.world, self.documents = world, documents
+        self.world, self.documents, self.digest = world, documents, digest
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         if is_coordinator:
@@ -94,7 +105,7 @@ class Writer(StorageWriter):
             one_of_many = f"_{self.world.rank:05d}-of-{self.world.size:05d}" if self.world.size > 1 else ""
             name = f"{kind}{one_of_many}.safetensors"
             if items:
-                record = write_safetensors(self.partial / name, items, planner)
+                record = write_safetensors(self.partial / name, items, planner, self.digest)
                 results.append(WriteResult(MetadataIndex(name), record["bytes"], record))
         done: torch.futures.Future[list[WriteResult]] = torch.futures.Future()
         done.set_result(results)
@@ -131,7 +142,9 @@ class Writer(StorageWriter):
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 
 
-def write_safetensors(file: Path, items: list[WriteItem], planner: SavePlanner) -> dict[str, Any]:
+def write_safetensors(
+    file: Path, items: list[WriteItem], planner: SavePlanner, digest: Callable[[], Any] = hashlib.sha256
+) -> dict[str, Any]:
     """Size and digest of the file, which is on the disk when this returns. Its tensors go through the CPU's
     memory one by one, and their digest is taken on the way. The header is that of
     HuggingFaceStorageWriter."""
@@ -156,4 +169,4 @@ def write_safetensors(file: Path, items: list[WriteItem], planner: SavePlanner) 
             tensor = planner.resolve_data(item).detach().cpu().contiguous()
             yield memoryview(tensor.flatten().view(torch.uint8).numpy())
 
-    return write_durably(file, parts())
+    return write_durably(file, parts(), digest)

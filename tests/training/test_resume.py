@@ -123,9 +123,9 @@ def test_an_asynchronous_checkpoint_is_written_while_steps_go_on(run, tmp_path, 
     run("sync")
     plain = saving.write_durably
 
-    def slowly(file: Path, parts: object) -> dict:
+    def slowly(file: Path, parts: object, *digest: object) -> dict:
         time.sleep(0.1 if "partial_step_00000003" in str(file) else 0)
-        return plain(file, parts)
+        return plain(file, parts, *digest)
 
     monkeypatch.setattr(saving, "write_durably", slowly)
     assert run("async", "--async_checkpoint") == 0
@@ -147,10 +147,10 @@ def test_signals_while_saving_and_before_the_first_step(run, tmp_path, monkeypat
     run("whole", *flags)
     plain = saving.write_durably
 
-    def interrupted(file: Path, parts: object) -> dict:
+    def interrupted(file: Path, parts: object, *digest: object) -> dict:
         if "step_00000004" in str(file) and file.name == "optimizer.safetensors":
             signal.raise_signal(signal.SIGUSR1)
-        return plain(file, parts)
+        return plain(file, parts, *digest)
 
     def early(*args: object) -> None:
         signal.raise_signal(signal.SIGTERM)
