@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from base.errors import InputError, one_line, require
-from base.files import parse_json
+from base.files import entry, parse_json
 from base.text import brief
 from inference.sampling import Sampling
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
@@ -22,6 +22,7 @@ from tokenization.tokenizers import find_tokenizer, load_tokenizer
 # Qwen3's model card. With thinking "DO NOT use greedy decoding, as it can lead to [...] endless repetitions".
 THINKING = Sampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0)
 NOT_THINKING = Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
+COPY = "copy it again"
 
 
 @dataclass(frozen=True)
@@ -80,14 +81,14 @@ def load_template(name_or_folder: str | Path) -> ChatTemplate:
     where = f"tokenizer_config.json of {found.name!r}"
     config = parse_json(found.companions.get("tokenizer_config.json", b"{}"), where)
     if not isinstance(config, dict):
-        raise InputError(f"{where} holds {type(config).__name__}, not a JSON object: copy it again")
+        raise InputError(f"{where} holds {type(config).__name__}, not a JSON object: {COPY}")
     source = template_source(config, where)
     if "chat_template.jinja" in found.companions:
         try:
             source = found.companions["chat_template.jinja"].decode()
         except UnicodeDecodeError as error:
             raise InputError(
-                f"chat_template.jinja of {found.name!r} is not UTF-8 at byte {error.start}: copy it again"
+                f"chat_template.jinja of {found.name!r} is not UTF-8 at byte {error.start}: {COPY}"
             ) from None
     if not source:
         raise InputError(
@@ -108,10 +109,10 @@ def template_source(config: Mapping[str, Any], where: str) -> str | None:
     InputError."""
     source = config.get("chat_template")
     if isinstance(source, list):
-        default = [e for e in source if isinstance(e, dict) and e.get("name") == "default"]
-        source = default[-1].get("template") if default else None
+        several = [[entry(e, key, str, where, COPY) for key in ("name", "template")] for e in source]
+        source = dict(several).get("default")
     if source is not None and not isinstance(source, str):
-        raise InputError(f"{where}: chat_template is {brief(source)}, not a template: copy it again")
+        raise InputError(f"{where}: chat_template is {brief(source)}, not a template: {COPY}")
     return source
 
 
@@ -120,7 +121,7 @@ def token_text(token: Any, name: str, where: str) -> str:
     InputError."""
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str) or any("\ud800" <= c <= "\udfff" for c in text):
-        raise InputError(f"{where}: {name} is {brief(token)}, not a token: copy it again")
+        raise InputError(f"{where}: {name} is {brief(token)}, not a token: {COPY}")
     return text
 
 
