@@ -1,7 +1,6 @@
 """config.json to a ModelArchitectureConfig and back."""
 
 from pathlib import Path
-from reprlib import repr as shown  # short, whatever the size and nesting of a value from outside
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ import torch
 from base.errors import InputError
 from base.fields import MODEL, did_you_mean, names
 from base.files import read_json
+from base.text import shown
 from inference.hf.families import FAMILIES
 from inference.hf.family import ACTIVATIONS, LLAMA3_ROPE, Family
 from model_config import ModelArchitectureConfig
@@ -47,7 +47,7 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:
     field and its value, for what we cannot express, and for a size that is not there."""
     model_type = hf_config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        near = did_you_mean(shown(model_type), FAMILIES)
+        near = did_you_mean(model_type, FAMILIES)
         raise InputError(f"model_type={shown(model_type)} is not supported{near}")
     family = FAMILIES[model_type]
     for name, value in {**family.only, "quantization_config": None}.items():
@@ -69,7 +69,7 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:
             raise InputError(f"{both} cannot be expressed here: one {name!r} says both")
         if name == "activation":
             if values[0] not in ACTIVATIONS:
-                near = did_you_mean(shown(values[0]), ACTIVATIONS)
+                near = did_you_mean(values[0], ACTIVATIONS)
                 raise InputError(f"{hf_names[0]}={shown(values[0])} is not supported{near}")
             values[0] = ACTIVATIONS[values[0]]
         ours[name] = values[0]
@@ -84,6 +84,7 @@ def check_sizes(config: ModelArchitectureConfig, family: Family) -> None:
     """Raises InputError for a size beyond any model's, which would overflow that of a tensor."""
     sizes = {theirs: getattr(config, name) for name, theirs in family.fields.items()}
     sizes["heads times their width"] = config.n_head * config.head_dim
+    sizes[LLAMA3_ROPE["rope_original_block_size"]] = config.rope_original_block_size
     for name, value in sizes.items():
         if isinstance(value, int) and value > MAX_SIZE:
             raise InputError(f"{name}={shown(value)} is more than any model has, at most {MAX_SIZE:,}")
