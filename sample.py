@@ -4,8 +4,8 @@
     python sample.py --model=Qwen/Qwen3-0.6B --prompt="The capital of France is" --temperature=0
     python sample.py --model=Qwen/Qwen3-0.6B --chat --thinking=off
 
-`--prompt=FILE:path` reads the prompt from a file. `--chat`
-without a prompt holds a conversation on the terminal; with one it answers that and ends."""
+`--prompt=FILE:path` reads the prompt from a file. `--chat` without a prompt holds a conversation on
+the terminal; with one it answers that and ends."""
 
 import json
 import sys
@@ -19,11 +19,12 @@ from base.fields import knob
 from base.files import read_text
 from base.text import check_utf8
 from hardware.device import compile_problem, select_device, select_dtype
-from inference.chat import NOT_THINKING, THINKING, ChatTemplate, decode, load_template, split_thinking
+from inference.chat import NOT_THINKING, THINKING, ChatTemplate, load_template, split_thinking
 from inference.generate import Completion, generate, stream
 from inference.models import FoundModel, find_model
 from inference.sampling import Sampling
 from inference.terminal import Display, read_questions
+from inference.text import decode, encode
 from model_builder import ConfigurableGPT
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 from tokenization.vocabulary import read_vocabulary
@@ -110,7 +111,7 @@ def sample(config: SampleConfig) -> None:
     if template is not None:
         chat(found.load(device, dtype), template, config, text, options)
         return
-    prompt_ids = tokenizer.encode(text, add_special_tokens=found.begins_with_bos).ids
+    prompt_ids = encode(tokenizer, text, special=found.begins_with_bos)
     prompt_ids = prompt_ids or ([] if found.eot_id is None else [found.eot_id])
     if not prompt_ids:
         raise InputError(
@@ -200,7 +201,7 @@ def answer_to(
 ) -> str:
     """Shows the answer to a rendered prompt as it comes; returns what it says after thinking."""
     tokenizer = options["tokenizer"]
-    prompt_ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    prompt_ids = encode(tokenizer, prompt)
     if not prompt_ids:
         raise InputError(f"the chat template of {template.where} makes nothing of this: it needs another")
     answer = Completion()

@@ -103,19 +103,18 @@ def parse_value(name: str, text: str, hint: Any) -> Any:
 
 def is_run_folder(word: str) -> bool:
     """By what it holds, or by its name where it is not there."""
-    return (
-        word.startswith("out-")
-        or (Path(word) / "checkpoints").is_dir()
-        or any(Path(word).glob("run_*.jsonl"))
+    holds_run = os.path.isdir(word) and (
+        os.path.isdir(Path(word) / "checkpoints") or any(Path(word).glob("run_*.jsonl"))
     )
+    return word.startswith("out-") or holds_run
 
 
 # Which flag a word without one was meant for, by what it names
 TELLTALES: dict[str, Callable[[str], bool]] = {
     "out_dir": is_run_folder,
-    "model": lambda word: (Path(word) / "config.json").is_file(),
-    "file": lambda word: Path(word).is_file(),
-    "prompt": lambda word: not Path(word).exists(),
+    "model": lambda word: os.path.isfile(Path(word) / "config.json"),
+    "file": os.path.isfile,
+    "prompt": lambda word: not os.path.exists(word),  # as a text too long for a name
 }
 
 

@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from base.errors import InputError
+from base.text import shown
 
 
 class Kind(StrEnum):
@@ -105,7 +106,7 @@ def check(record: Any) -> None:
     for name, k in knobs(cls).items():
         value = getattr(record, name)
         if k.choices and value is not None and value not in (known := choices_of(k)):
-            raise InputError(f"{name}={value!r} is not known{did_you_mean(value, known)}")
+            raise InputError(f"{name}={shown(value)} is not known{did_you_mean(value, known)}")
         if k.bounds and value is not None:
             check_bounds(name, value, k.bounds)
 
@@ -113,7 +114,7 @@ def check(record: Any) -> None:
 def typed(name: str, value: Any, hint: Any) -> Any:
     if get_origin(hint) is Literal:
         if value not in get_args(hint):
-            raise InputError(f"{name}={value!r} is not known{did_you_mean(value, get_args(hint))}")
+            raise InputError(f"{name}={shown(value)} is not known{did_you_mean(value, get_args(hint))}")
         return value
     if get_origin(hint) is list:
         return value
@@ -127,7 +128,7 @@ def typed(name: str, value: Any, hint: Any) -> Any:
     if int in kinds and type(value) is float and value.is_integer():
         return int(value)
     wanted = " or ".join("None" if k is type(None) else k.__name__ for k in kinds)
-    raise InputError(f"{name}={value!r} is of type {type(value).__name__}, wanted {wanted}")
+    raise InputError(f"{name}={shown(value)} is of type {type(value).__name__}, wanted {wanted}")
 
 
 def check_bounds(name: str, value: float, bounds: str) -> None:
@@ -156,7 +157,7 @@ def _number(text: str) -> float:
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """The tail of an error message: the nearest known word, or all of them where they are few."""
     known = list(known)
-    near = difflib.get_close_matches(str(word), known, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word if isinstance(word, str) else shown(word), known, n=1, cutoff=0.6)
     if near:
         return f": did you mean {near[0]!r}?"
     return f": one of {', '.join(known)}" if 0 < len(known) <= 12 else ""

@@ -45,7 +45,8 @@ def write_atomically(file: str | Path, content: bytes) -> None:
 
 
 def json_bytes(content: Any, indent: int | None = 2) -> bytes:
-    return (json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode()
+    # Half a surrogate pair, which JSON can spell, is spelled so again
+    return (json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 def write_json(file: str | Path, content: Any, indent: int | None = 2) -> None:

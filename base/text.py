@@ -46,6 +46,15 @@ def table(
     return "\n".join("  ".join(row).rstrip() for row in lines)
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+
+
+def shown(value: object) -> str:
+    """repr of a value from outside, cut short whatever its type, size and nesting."""
+    return _SHORT.repr(value)
+
+
 def brief(value: object, limit: int = 40) -> str:
     """A value from outside on one short line, in quotes, whatever its type, size and nesting."""
     text = value if isinstance(value, str) else reprlib.repr(value)

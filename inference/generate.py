@@ -16,7 +16,7 @@ from torch import Tensor
 from base.errors import InputError
 from inference.decoder import Decoder
 from inference.sampling import Sampling, draw, penalize_repetition, sampling_distribution
-from inference.text_stream import TextStream
+from inference.text import TextStream
 from model_builder import ConfigurableGPT
 
 if TYPE_CHECKING:

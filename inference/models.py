@@ -7,11 +7,12 @@ names, tokenizer or configuration is said before any weights are read.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import NoneType
 
 import torch
 
-from base.errors import InputError, MissingFile
-from base.files import sha256_of
+from base.errors import InputError, MissingFile, reading
+from base.files import entry, sha256_of
 from inference.hf import load_hf
 from inference.hf.configs import read_config
 from inference.hf.reading import find_folder
@@ -75,14 +76,9 @@ def find_model(
         check_own_tokenizer(out_dir, state)
     else:
         check_fits(find_tokenizer(tokenizer), architecture)
-    imported = not state.has_data
+    eot_id = entry(state.data, "eot_id", (int, NoneType), path / "state.json", "copy the run again")
     return FoundModel(
-        path,
-        architecture,
-        tokenizer or out_dir,
-        state.data["eot_id"],
-        is_run=True,
-        begins_with_bos=imported,
+        path, architecture, tokenizer or out_dir, eot_id, is_run=True, begins_with_bos=not state.has_data
     )
 
 
@@ -90,17 +86,24 @@ def check_fits(found: TokenizerFiles, architecture: ModelArchitectureConfig) -> 
     """Raises InputError for a tokenizer with more ids than the model has rows."""
     if found.length > architecture.vocab_size:
         raise InputError(
-            f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model {architecture.vocab_size} rows: "
-            "it belongs to another model"
+            f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model {architecture.vocab_size} "
+            "rows: it belongs to another model"
         )
 
 
 def check_own_tokenizer(out_dir: str | Path, state: RunState) -> None:
     """Raises InputError where the run folder's tokenizer is another than the data was made with."""
-    recorded, file = state.data["tokenizer"], Path(out_dir) / "tokenizer.json"
-    if recorded and file.is_file() and sha256_of(file) != recorded["sha256"]:
+    file = Path(out_dir) / "tokenizer.json"
+    where, again = f"a checkpoint of {out_dir}", "copy the run again, or pass --tokenizer="
+    recorded = entry(state.data, "tokenizer", (dict, NoneType), where, again)
+    if not recorded or not file.is_file():
+        return
+    with reading(file):
+        digest = sha256_of(file)
+    if digest != entry(recorded, "sha256", str, where, again):
+        name = entry(recorded, "name", str, where, again)
         raise InputError(
-            f"{file} is not {recorded['name']!r}, with which the run's data was made: copy that, or pass --tokenizer="
+            f"{file} is not {name!r}, with which the run's data was made: copy that, or pass --tokenizer="
         )
 
 

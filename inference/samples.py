@@ -8,7 +8,7 @@ import torch
 
 from base.errors import InputError
 from inference.sampling import Sampling, draw, sampling_distribution
-from inference.text_stream import TextStream
+from inference.text import TextStream, encode
 from model_builder import ConfigurableGPT
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 from training.config import TrainConfig
@@ -18,15 +18,13 @@ SAMPLING = Sampling(temperature=0.8)
 
 class TextSampler:
     """sampler(model, autocast) is what follows the prompt, the same draw every time. Raises what
-    load_tokenizer raises, and ValueError for a prompt that this model cannot read."""
+    load_tokenizer raises, and InputError for a prompt that this model cannot read."""
 
     def __init__(self, config: TrainConfig, folder: Path, vocab_size: int) -> None:
         """`folder` is that of the dataset, with its tokenizer."""
         self.max_new_tokens, self.seed = config.sample_tokens, config.seed
         self.tokenizer, self.eot_id = load_tokenizer(folder), find_tokenizer(folder).eot_id
-        self.prompt_ids = self.tokenizer.encode(
-            config.sample_prompt, add_special_tokens=False
-        ).ids  # shards have no BOS
+        self.prompt_ids = encode(self.tokenizer, config.sample_prompt)  # shards have no BOS
         if not self.prompt_ids or max(self.prompt_ids) >= vocab_size:
             said = f"sample_prompt={config.sample_prompt!r} is {self.prompt_ids[:8]} to {folder}'s tokenizer"
             raise InputError(f"{said}: it needs at least one id, and the model knows 0 to {vocab_size - 1}")

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from base.errors import InputError
+from inference.text import encode
 from model_builder import ConfigurableGPT
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def log_likelihoods(
     model: ConfigurableGPT, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], batch_size: int = 8
 ) -> list[float]:
     """ln p(continuation | context), in nats, of each pair of ids. A context that does not fit is cut at its
-    beginning. Raises ValueError for an empty context or continuation, and for a continuation longer than
-    block_size."""
+    beginning. Raises InputError for an empty context or continuation, for a continuation longer than
+    block_size, and for ids outside the vocabulary."""
     model.eval()
     block_size, device = model.config.block_size, model.token_embedding.weight.device
     for context, continuation in pairs:
@@ -51,6 +52,11 @@ def log_likelihoods(
         if len(continuation) > block_size:
             raise InputError(
                 f"a continuation of {len(continuation)} tokens exceeds block_size={block_size}: shorten it"
+            )
+        outside = [i for i in (*context, *continuation) if not 0 <= i < model.config.vocab_size]
+        if outside:
+            raise InputError(
+                f"token id {outside[0]} is outside the model's vocabulary of {model.config.vocab_size}"
             )
     # The last token is predicted, never read
     rows = [
@@ -92,7 +98,7 @@ def score_documents(
     block_size = model.config.block_size
     pairs, n_tokens = [], 0
     for text in texts:
-        ids = [eot_id, *tokenizer.encode(text, add_special_tokens=False).ids]
+        ids = [eot_id, *encode(tokenizer, text)]
         n_tokens += len(ids) - 1
         begin, end = 1, 1 + block_size
         while begin < len(ids):
@@ -125,9 +131,9 @@ def score_questions(
     pairs, right, right_per_byte = [], 0, 0
     for q in questions:
         stem = q.question.rstrip()
-        n = len(tokenizer.encode(stem, add_special_tokens=False).ids)
+        n = len(encode(tokenizer, stem))
         for choice in q.choices:
-            ids = tokenizer.encode(q.question + delimiter + choice, add_special_tokens=False).ids
+            ids = encode(tokenizer, q.question + delimiter + choice)
             pairs.append((ids[:n], ids[n:]))
     likelihoods = iter(log_likelihoods(model, pairs, batch_size))
     for q in questions:

@@ -28,6 +28,7 @@ from inference.chat import load_template
 from inference.generate import generate
 from inference.models import FoundModel, find_model
 from inference.sampling import Sampling
+from inference.text import encode
 from operators.loss import IGNORED_TARGET
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 
@@ -66,7 +67,7 @@ def check(config: CheckConfig) -> None:
     source = config.model if known is None else known.path
     found = find_tokenizer(source)
     tokenizer = load_tokenizer(source)
-    ids = tokenizer.encode(TEXT, add_special_tokens=False).ids
+    ids = encode(tokenizer, TEXT)
     print(f"ok  tokenizer: {found.length:,} tokens, between documents {found.eot_token} ({found.eot_id})")
     back = tokenizer.decode(ids, skip_special_tokens=False)
     if back != TEXT:
@@ -76,11 +77,9 @@ def check(config: CheckConfig) -> None:
         "tokenizer_config.json", b""
     ):
         template = load_template(source)
-        prompt = template.render(QUESTION)
+        prompt_ids = encode(tokenizer, template.render(QUESTION))
         modes = "with thinking modes" if template.knows_thinking else "without thinking"
-        print(
-            f"ok  chat template, {modes}: {len(tokenizer.encode(prompt, add_special_tokens=False).ids)} tokens for a question"
-        )
+        print(f"ok  chat template, {modes}: {len(prompt_ids)} tokens for a question")
     else:
         print("--  no chat template")
     if known is not None:
@@ -97,7 +96,6 @@ def check_weights(
     dtype: torch.dtype,
 ) -> None:
     """The forward pass and a greedy answer of the model itself."""
-
     start = time.perf_counter()
     model = known.load(device, dtype)
     where = f"{str(dtype).removeprefix('torch.')} on {device_name(device)}"

@@ -1,7 +1,9 @@
 """A trained run as a folder that transformers, vLLM and the hub read.
 
-python scripts/export_hf.py --out_dir=out-quickstart --to=exported
-python scripts/export_hf.py --out_dir=out --to=exported --step=2000 --dtype=bfloat16 --tokenizer=qwen3
+    python scripts/export_hf.py --out_dir=out-quickstart --to=exported
+    python scripts/export_hf.py --out_dir=out --to=exported --step=2000 --dtype=bfloat16 --tokenizer=qwen3
+
+The run's tokenizer goes with it.
 """
 
 import sys
@@ -16,8 +18,9 @@ from typing import Literal
 import torch
 
 from base import cli, fields
-from base.errors import InputError, MissingFile
+from base.errors import InputError, MissingFile, reading
 from base.fields import knob
+from base.files import writable_folder
 from inference.hf import save_hf
 from inference.hf.configs import config_to_hf
 from inference.hf.writing import MAX_SHARD_BYTES
@@ -47,9 +50,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def export(config: ExportConfig) -> None:
-    to = Path(config.to)
-    if to.is_dir() and any(to.iterdir()) and not (to / "config.json").is_file():
-        raise InputError(f"{to} holds files and no exported model: choose a new folder")
+    to = writable_folder(config.to, "to")
+    with reading(to):
+        if to.is_dir() and any(to.iterdir()) and not (to / "config.json").is_file():
+            raise InputError(f"{to} holds files and no exported model: choose a new folder")
     path = checkpoint.find_checkpoint(config.out_dir, config.step)
     if path is None:
         raise MissingFile(f"no checkpoint in {config.out_dir}/checkpoints: train one, or pass --out_dir=...")

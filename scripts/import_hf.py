@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from base import cli, fields
 from base.errors import InputError, writing
 from base.fields import knob
+from base.files import writable_folder
 from inference.hf import load_hf
 from inference.hf.reading import find_folder
 from inference.models import check_fits
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def import_model(config: ImportConfig) -> None:
+    writable_folder(config.out_dir)
     if list_checkpoints(config.out_dir):
         raise InputError(f"{config.out_dir} holds the checkpoints of a run: choose a new --out_dir")
     folder = find_folder(config.model)

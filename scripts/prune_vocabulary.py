@@ -5,15 +5,13 @@ beside it.
     python scripts/prune_vocabulary.py --model=MODEL --vocabulary=english.json --to=pruned
 
 Its logits are those of the full model at the ids that are kept. Single bytes and control tokens stay, so
-that any text can still be encoded. kept_ids.json lists the old id of each new one. The fields of
-PruneConfig are the flags."""
+that any text can still be encoded. kept_ids.json lists the old id of each new one."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +20,10 @@ from typing import Any
 import torch
 
 from base import cli, fields
-from base.errors import InputError
+from base.errors import InputError, reading, writing
 from base.fields import knob
-from base.files import read_json
+from base.files import read_json, writable_folder, write_json
+from base.text import brief
 from inference.hf import load_hf, save_hf
 from inference.hf.reading import find_folder
 from model_builder import ConfigurableGPT
@@ -66,9 +65,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def prune(config: PruneConfig) -> None:
-    to = Path(config.to)
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise InputError(f"{to} is not empty: choose a new folder")
+    to = writable_folder(config.to, "to")
+    with reading(to):
+        if to.is_dir() and any(to.iterdir()):
+            raise InputError(f"{to} is not empty: choose a new folder")
     folder = find_folder(config.model)
     tokenizer = find_tokenizer(config.tokenizer or folder)
     record = read_vocabulary(config.vocabulary, tokenizer)
@@ -87,12 +87,14 @@ def prune(config: PruneConfig) -> None:
         for name in ("vocab.json", "merges.txt"):  # of the full vocabulary, which tokenizer.json repeats
             (Path(small) / name).unlink(missing_ok=True)
         save_hf(pruned, to, small, dtype)
-    (to / "kept_ids.json").write_text(json.dumps(kept) + "\n")
+    with writing(to):
+        write_json(to / "kept_ids.json", kept, indent=None)
     before, after = model.get_num_params(), pruned.get_num_params()
     mb = dtype.itemsize / 1e6
     print(
         f"{to}: {len(kept):,} of {model.config.vocab_size:,} rows, {after:,} of {before:,} parameters "
-        f"({1 - after / before:.1%} less), {after * mb:,.1f} of {before * mb:,.1f} MB in {str(dtype).removeprefix('torch.')}"
+        f"({1 - after / before:.1%} less), {after * mb:,.1f} of {before * mb:,.1f} MB in "
+        f"{str(dtype).removeprefix('torch.')}"
     )
 
 
@@ -101,7 +103,7 @@ def stored_dtype(hf_config: dict[str, Any]) -> torch.dtype:
     name = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
     dtype = getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise InputError(f"dtype={name!r} in config.json is not a floating-point type")
+        raise InputError(f"dtype={brief(name)} in config.json is not a floating-point type")
     return dtype
 
 
@@ -111,12 +113,13 @@ def renumber_config(path: Path, kept: Sequence[int]) -> None:
         return
     fields = read_json(path)
     new_id = {old: new for new, old in enumerate(kept)}
-    decoder = fields.get("added_tokens_decoder")
+    decoder = fields.get("added_tokens_decoder") or {}
+    if not isinstance(decoder, dict) or not all(i.isdecimal() for i in decoder):
+        raise InputError(f"{path.name}: added_tokens_decoder is not a table of ids: copy it again")
     if decoder:
-        fields["added_tokens_decoder"] = {
-            str(new_id[int(i)]): token for i, token in decoder.items() if int(i) in new_id
-        }
-    path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        kept_tokens = {new_id[int(i)]: token for i, token in decoder.items() if int(i) in new_id}
+        fields["added_tokens_decoder"] = kept_tokens
+    write_json(path, fields)
 
 
 if __name__ == "__main__":

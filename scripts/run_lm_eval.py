@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from base import cli, fields
-from base.errors import InputError, MissingPackage
+from base.errors import InputError, MissingPackage, writing
 from base.fields import knob
+from base.files import write_atomically
 from hardware.device import select_device, select_dtype
 from inference.models import find_model
 
@@ -86,8 +87,9 @@ def evaluate(config: EvalConfig) -> None:
     )
     print(lm_eval.utils.make_table(results))
     if config.out is not None:
-        text = json.dumps(results, indent=2, default=str)
-        Path(config.out).write_text(text + "\n", encoding="utf-8")
+        content = json.dumps(results, indent=2, default=str) + "\n"
+        with writing(config.out):
+            write_atomically(config.out, content.encode())
 
 
 if __name__ == "__main__":

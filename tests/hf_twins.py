@@ -1,6 +1,12 @@
 """Tiny random models of transformers, the oracles of ours, and what a test does to their folders."""
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -16,31 +22,20 @@ from transformers import (
 
 from base.errors import InputError, MissingFile, MissingPackage
 from inference.hf import load_hf
+from model_builder import ConfigurableGPT
 
 # Sizes that no default would give, heads that are not n_embd / n_head wide, an eps that is seen, a theta
 # that turns slowly enough for every pair of a head to matter within 48 positions.
 GPT2 = dict(vocab_size=61, n_positions=48, n_embd=36, n_layer=2, n_head=4, layer_norm_epsilon=0.02)
-
-
 GPT2 |= dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, initializer_range=0.03)
-
-
 ROPE = dict(
     vocab_size=61, max_position_embeddings=48, hidden_size=32, intermediate_size=52, num_hidden_layers=2
 )
-
-
 ROPE |= dict(num_attention_heads=4, head_dim=10, rms_norm_eps=0.02, initializer_range=0.03)
-
-
 ROPE |= dict(rope_parameters=dict(rope_type="default", rope_theta=300.0))
-
-
 # Of the 8 pairs of a head of 16 the first turns 6.4 times in 40 tokens and stays, the next two 3.1 and 1.5
 # times and are blended, the others less than once and are stretched
 SCALED = dict(rope_type="llama3", rope_theta=300.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
-
-
 SCALED |= dict(original_max_position_embeddings=40)
 
 
@@ -76,6 +71,24 @@ TWINS = {
     "qwen3": qwen3,
     "qwen3 tied": lambda: qwen3(tie_word_embeddings=True),
 }
+
+
+class Twin(NamedTuple):
+    """A model of transformers, what load_hf makes of its folder, and the folder. All are read only."""
+
+    theirs: Any
+    ours: ConfigurableGPT
+    folder: Path
+
+
+@functools.cache
+def twin_of(name):
+    """The twin, which is built, saved and loaded once for all tests."""
+    folder = Path(tempfile.mkdtemp(prefix="hf_twin_"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    model = build_twin(name)
+    model.save_pretrained(folder)
+    return Twin(model, load_hf(str(folder)), folder)
 
 
 def build_twin(name):
@@ -141,14 +154,10 @@ LLAMA_2 = dict(
     num_attention_heads=32, num_hidden_layers=32, num_key_value_heads=32, pretraining_tp=1, rms_norm_eps=1e-5,
     rope_scaling=None, tie_word_embeddings=False, vocab_size=32000,
 )  # fmt: skip
-
-
 LLAMA_3 = LLAMA_2 | dict(
     attention_bias=False, intermediate_size=14336, max_position_embeddings=8192, num_key_value_heads=8, rope_theta=500000.0,
     vocab_size=128256,
 )  # fmt: skip
-
-
 LLAMA_31_ROPE = dict(
     factor=8.0,
     high_freq_factor=4.0,
@@ -156,8 +165,6 @@ LLAMA_31_ROPE = dict(
     original_max_position_embeddings=8192,
     rope_type="llama3",
 )
-
-
 QWEN3_06B = dict(
     model_type="qwen3", attention_bias=False, head_dim=128, hidden_act="silu", hidden_size=1024, intermediate_size=3072,
     max_position_embeddings=40960, max_window_layers=28, num_attention_heads=16, num_hidden_layers=28, num_key_value_heads=8,

@@ -33,8 +33,8 @@ def quickstart(tmp_path_factory):
         lines = [" ".join(words[(n * 7 + i * k) % len(words)] for k in range(1, 9)) for i in range(60)]
         (root / "source" / f"p{n % 7}" / f"m{n}.py").write_text("\n".join(lines) + "\n")
     embedded.prepare(root / "data", vocab_size=400, source=root / "source")
-    flags = "--max_iters=4 --warmup_iters=1 --vocab_size=400 --n_layer=2 --block_size=64 --eval_iters=1 "
-    flags += f"--dataset={root / 'data'}"
+    flags = "--max_iters=4 --warmup_iters=1 --vocab_size=400 --n_layer=2 --block_size=64 --eval_iters=1"
+    flags += f" --dataset={root / 'data'}"
     assert (
         train.main(
             [

@@ -214,7 +214,7 @@ def test_score_on_a_file(exported, tmp_path, capsys):
         (check_model, ["--model={m}", "--dtype=int4"], "dtype='int4'"),
         (score, ["--model={m}"], "--file=FILE.jsonl is missing"),
         (score, ["--model={m}", "--file={tmp}/none"], "none"),
-        (score, ["--model={m}", "--file={tmp}/bad.jsonl"], "bad.jsonl, line 2: answer=2 is no index"),
+        (score, ["--model={m}", "--file={tmp}/bad.jsonl"], "bad.jsonl, line 2: answer=2 is not an index"),
         (score, ["--model={m}", "--file={tmp}/worse.jsonl"], "worse.jsonl, line 1"),
         (score, ["--model={m}", "--file={tmp}/empty.jsonl"], "is empty"),
         (score, ["--out_dir={tmp}/none", "--file={tmp}/good.jsonl"], "no checkpoint"),

@@ -8,9 +8,12 @@ import torch
 from base.errors import InputError
 from base.fields import MODEL, did_you_mean, names
 from base.files import read_json
+from base.text import shown
 from inference.hf.families import FAMILIES
 from inference.hf.family import ACTIVATIONS, LLAMA3_ROPE, Family
 from model_config import ModelArchitectureConfig
+
+MAX_SIZE = 1 << 24  # of a dimension
 
 
 def check_same_weights(
@@ -43,16 +46,17 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:
     """What a config.json of transformers 4 or 5 describes, with dropout 0.0. Raises InputError, naming the
     field and its value, for what we cannot express, and for a size that is not there."""
     model_type = hf_config.get("model_type")
-    if str(model_type) not in FAMILIES:
-        raise InputError(f"model_type={model_type!r} is not supported{did_you_mean(model_type, FAMILIES)}")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        near = did_you_mean(model_type, FAMILIES)
+        raise InputError(f"model_type={shown(model_type)} is not supported{near}")
     family = FAMILIES[model_type]
     for name, value in {**family.only, "quantization_config": None}.items():
         if hf_config.get(name, value) != value:
-            raise InputError(f"{name}={hf_config[name]!r} cannot be expressed here, only {value!r}")
+            raise InputError(f"{name}={shown(hf_config[name])} cannot be expressed here, only {value!r}")
     layer_types = hf_config.get("layer_types") or []
     for kind in layer_types if isinstance(layer_types, list) else [layer_types]:
         if kind != "full_attention":
-            raise InputError(f"layer_types={kind!r} cannot be expressed here, only 'full_attention'")
+            raise InputError(f"layer_types={shown(kind)} cannot be expressed here, only 'full_attention'")
 
     ours = {**family.fixed, "dropout": 0.0}
     for name, theirs in family.fields.items():
@@ -60,19 +64,30 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:
         values = [hf_field(hf_config, hf_name, family.defaults) for hf_name in hf_names]
         if any(value != values[0] for value in values):
             both = " with ".join(
-                f"{hf_name}={value!r}" for hf_name, value in zip(hf_names, values, strict=True)
+                f"{hf_name}={shown(value)}" for hf_name, value in zip(hf_names, values, strict=True)
             )
             raise InputError(f"{both} cannot be expressed here: one {name!r} says both")
         if name == "activation":
-            if str(values[0]) not in ACTIVATIONS:
-                raise InputError(
-                    f"{hf_names[0]}={values[0]!r} is not supported{did_you_mean(values[0], ACTIVATIONS)}"
-                )
+            if values[0] not in ACTIVATIONS:
+                near = did_you_mean(values[0], ACTIVATIONS)
+                raise InputError(f"{hf_names[0]}={shown(values[0])} is not supported{near}")
             values[0] = ACTIVATIONS[values[0]]
         ours[name] = values[0]
     if ours["position_encoding"] == "rope":
         ours |= rope_from_hf(hf_config, family)
-    return ModelArchitectureConfig(**ours)
+    config = ModelArchitectureConfig(**ours)
+    check_sizes(config, family)
+    return config
+
+
+def check_sizes(config: ModelArchitectureConfig, family: Family) -> None:
+    """Raises InputError for a size beyond any model's, which would overflow that of a tensor."""
+    sizes = {theirs: getattr(config, name) for name, theirs in family.fields.items()}
+    sizes["heads times their width"] = config.n_head * config.head_dim
+    sizes[LLAMA3_ROPE["rope_original_block_size"]] = config.rope_original_block_size
+    for name, value in sizes.items():
+        if isinstance(value, int) and value > MAX_SIZE:
+            raise InputError(f"{name}={shown(value)} is more than any model has, at most {MAX_SIZE:,}")
 
 
 def rope_from_hf(hf_config: dict[str, Any], family: Family) -> dict[str, Any]:
@@ -82,30 +97,35 @@ def rope_from_hf(hf_config: dict[str, Any], family: Family) -> dict[str, Any]:
     where = "rope_scaling" if hf_config.get("rope_scaling") else "rope_parameters"
     rope = hf_config.get(where) or {}
     if not isinstance(rope, dict):
-        raise InputError(f"{where}={rope!r} is not a dictionary")
+        raise InputError(f"{where}={shown(rope)} is not a dictionary")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "llama3"):
         raise InputError(
-            f"rope_type={rope_type!r} in {where} cannot be expressed here, only 'default' and 'llama3'"
+            f"rope_type={shown(rope_type)} in {where} cannot be expressed here, only 'default' and 'llama3'"
         )
     partial = rope.get("partial_rotary_factor", hf_config.get("partial_rotary_factor"))
     if partial not in (None, 1.0):
-        raise InputError(f"partial_rotary_factor={partial!r} cannot be expressed here, only 1.0")
+        raise InputError(f"partial_rotary_factor={shown(partial)} cannot be expressed here, only 1.0")
     scaling = LLAMA3_ROPE if rope_type == "llama3" else {}
     known = ("rope_type", "type", "rope_theta", "partial_rotary_factor", *scaling.values())
     for name in [name for name in rope if name not in known]:
         raise InputError(
-            f"{name}={rope[name]!r} in {where} cannot be expressed here with rope_type={rope_type!r}"
+            f"{name}={shown(rope[name])} in {where} cannot be expressed here with rope_type={rope_type!r}"
         )
-    theta = rope.get("rope_theta", hf_field(hf_config, "rope_theta", family.defaults))
+    beside = hf_field(hf_config, "rope_theta", family.defaults)  # transformers 4
+    theta = hf_field(rope, "rope_theta", {"rope_theta": beside}, f" in {where}")
     fields = {"rope_theta": theta, "rope_scaling": "llama3" if scaling else "none"}
     return fields | {name: hf_field(rope, hf_name, {}, f" in {where}") for name, hf_name in scaling.items()}
 
 
 def hf_field(fields: dict[str, Any], name: str, defaults: dict[str, Any], where: str = "") -> Any:
-    if name not in defaults and fields.get(name) is None:
+    """A plain value of a config.json. Raises InputError where it is missing, or a list or a dictionary."""
+    value = fields.get(name, defaults.get(name))
+    if value is None and name not in defaults:
         raise InputError(f"{name} is missing{where}")
-    return fields.get(name, defaults.get(name))
+    if isinstance(value, list | dict):
+        raise InputError(f"{name}={shown(value)}{where} is not a plain value")
+    return value
 
 
 def config_to_hf(config: ModelArchitectureConfig, dtype: torch.dtype = torch.float32) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Weights from Hugging Face: config.json and safetensors are all that is ever opened, no pickle, no remote
 code."""
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,19 +14,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from base.errors import InputError, MissingFile, require
-from base.files import read_json
+from base.files import read_json, size_of
+from base.text import brief
 from inference.hf.configs import check_same_weights, read_config
 from inference.hf.families import FAMILIES
 from inference.hf.family import Family, as_hf
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 
-FLOAT_DTYPES = (
-    "F64",
-    "F32",
-    "F16",
-    "BF16",
-)  # of safetensors; the others are quantised, with scales that we do not read
+# Of safetensors; the others are quantised, with scales that we do not read
+FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 @torch.no_grad()
@@ -55,6 +53,10 @@ def load_hf(
     family = FAMILIES[hf_config["model_type"]]
     with ExitStack() as open_files:
         tensors = open_tensors(folder, family, open_files)
+        if config.n_layer > len(tensors):  # else a wrong number could take an hour to build
+            raise InputError(
+                f"{folder}: config.json has {config.n_layer} layers, its files {len(tensors)} tensors"
+            )
         with torch.device("meta"):
             model = ConfigurableGPT(config)
         check_tensors(tensors, model, family, folder)  # before any memory is taken
@@ -64,18 +66,19 @@ def load_hf(
             for hf_name, view in as_hf(name, whole, family, config).items():
                 view.copy_(tensors.pop(hf_name.removeprefix(family.prefix)).read())
             head = tensors.get("lm_head.weight") if config.weight_tying else None  # stored, though tied
-            if (
-                name == "token_embedding.weight"
-                and head is not None
-                and not torch.equal(head.read().to(whole), whole)
-            ):
-                raise InputError(
-                    f"{head.path}: lm_head.weight differs from the token embedding, but config.json ties them"
-                )
+            if name == "token_embedding.weight" and head is not None:
+                check_tied(head, whole)
             if into is not None:
                 assign(p, whole)
     model.fill_tables()
     return model
+
+
+def check_tied(head: "StoredTensor", embedding: Tensor) -> None:
+    if not torch.equal(head.read().to(embedding), embedding):
+        raise InputError(
+            f"{head.path}: lm_head.weight differs from the token embedding, but config.json ties them"
+        )
 
 
 @dataclass(frozen=True)
@@ -102,27 +105,12 @@ class StoredTensor:
 
 
 def open_tensors(folder: Path, family: Family, open_files: ExitStack) -> dict[str, StoredTensor]:
-    """Every tensor of the folder, under its name without the family's prefix."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.exists():
-        paths = [single]
-    elif index.exists():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise InputError(f"{index} is damaged: it has no weight_map")
-        paths = [folder / file for file in sorted(set(map(str, shards.values())))]
-    else:
-        pickles = "; its .bin files are pickles, which are never opened" if any(folder.glob("*.bin")) else ""
-        raise InputError(
-            f"{folder} needs model.safetensors, or model.safetensors.index.json and its shards{pickles}"
-        )
-
+    """Every tensor of the folder, under its name without the family's prefix. Raises InputError."""
     tensors: dict[str, StoredTensor] = {}
-    for path in paths:
+    for path in weight_files(folder):
+        size_of(path, "copy the folder again")  # no pipe, which would block
         try:
             file = open_files.enter_context(safe_open(path, framework="pt", device="cpu"))
-        except FileNotFoundError:
-            raise InputError(f"{path} is missing, but {index.name} names it") from None
         except (SafetensorError, OSError) as error:
             raise InputError(f"{path} is damaged: {error}") from None
         for name in file.keys():  # noqa: SIM118 (not a dict)
@@ -131,6 +119,28 @@ def open_tensors(folder: Path, family: Family, open_files: ExitStack) -> dict[st
                 raise InputError(f"{path}: tensor {name} is stored twice, also in {tensors[bare].path.name}")
             tensors[bare] = StoredTensor(name, path, file)
     return tensors
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """model.safetensors, or the shards that its index names. Raises InputError."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if os.path.lexists(single):
+        return [single]
+    if not os.path.lexists(index):
+        pickles = "; its .bin files are pickles, which are never opened" if any(folder.glob("*.bin")) else ""
+        raise InputError(
+            f"{folder} needs model.safetensors, or model.safetensors.index.json and its shards{pickles}"
+        )
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise InputError(f"{index} is damaged: it has no weight_map")
+    for file in shards.values():
+        inside = isinstance(file, str) and file.isprintable() and file and file[0] != "/"
+        if not inside or ".." in Path(file).parts:
+            raise InputError(
+                f"{index} is damaged: {brief(file)} in its weight_map is not a file of the folder"
+            )
+    return [folder / file for file in sorted(set(shards.values()))]
 
 
 def check_tensors(
@@ -163,11 +173,15 @@ def check_tensors(
             )
 
 
-def find_folder(dir_or_id: str) -> Path:
-    """The folder itself, or the hub's snapshot of that name, downloaded unless it is in the hub's cache."""
-    folder = Path(dir_or_id).expanduser()
-    if folder.is_dir():
+def find_folder(dir_or_id: str | Path) -> Path:
+    """The folder itself, or the hub's snapshot of that name, downloaded unless it is in the hub's cache.
+    Raises InputError."""
+    folder = Path(os.path.expanduser(dir_or_id))
+    if os.path.isdir(folder):
         return folder
+    if os.path.lexists(folder):
+        what = "a file" if os.path.exists(folder) else "a link that leads nowhere"
+        raise InputError(f"{dir_or_id} is {what}: pass the folder with config.json and the weights")
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(dir_or_id)):  # no name that a hub could know
         raise MissingFile(f"{dir_or_id} is not a folder: check the path")
     hub = require("huggingface_hub", f"{dir_or_id!r} is not a folder; to ask the hub for it")

@@ -1,15 +1,18 @@
 """Weights to Hugging Face: a folder that transformers, vLLM and load_hf read."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from base.errors import InputError, writing
 from base.files import fsync, read_json, write_json
+from inference.chat import token_text
 from inference.hf.configs import config_to_hf
 from inference.hf.families import FAMILIES
 from inference.hf.family import Family, as_hf
@@ -38,7 +41,7 @@ def save_hf(
     than the tokenizer has tokens, and what find_tokenizer raises."""
     hf_config = config_to_hf(model.config, dtype)
     folder = Path(folder).absolute()
-    if folder.exists() and not folder.is_dir():
+    if os.path.lexists(folder) and not os.path.isdir(folder):
         raise InputError(f"{folder} is a file: choose a folder")
     partial = folder.with_name(f".{folder.name}.partial")
     with writing(folder):
@@ -104,7 +107,10 @@ def write_weights(
         files = ["model.safetensors"]
     for file, names in zip(files, shards, strict=True):
         tensors = {name: views[name].detach().to("cpu", dtype).contiguous() for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        try:
+            save_file(tensors, folder / file, metadata={"format": "pt"})
+        except SafetensorError as error:  # which a full disk is to the package
+            raise InputError(f"{folder / file} cannot be written ({error}): choose another place") from error
     if len(shards) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
         write_json(
@@ -127,21 +133,20 @@ def write_tokenizer(tokenizer: Any, folder: Path, config: ModelArchitectureConfi
             "it belongs to another model"
         )
     path = folder / "tokenizer_config.json"
-    fields = read_json(path) if path.is_file() else {}
     # A tokenizer.json alone does not tell transformers which class reads it, nor what ends a text
-    ours = {
+    fields = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": found.eot_token,
         "pad_token": found.eot_token,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": config.block_size,
     }
-    ours |= {"clean_up_tokenization_spaces": False, "model_max_length": config.block_size}
-    fields = ours | fields
+    fields |= read_json(path) if path.is_file() else {}
     write_json(path, fields)
     ids = {token["content"]: token["id"] for token in json.loads(found.json)["added_tokens"]}
-
-    def id_of(field: str) -> int | None:
-        token = fields.get(field)
-        return ids.get(token["content"] if isinstance(token, dict) else token)
-
-    eos = [found.eot_id] + [i for i in (id_of("eos_token"),) if i not in (None, found.eot_id)]
-    return {"bos": id_of("bos_token"), "eos": eos, "pad": id_of("pad_token")}
+    bos, eos, pad = (
+        ids.get(token_text(fields[name], name, path.name)) if fields.get(name) else None
+        for name in ("bos_token", "eos_token", "pad_token")
+    )
+    ends = [found.eot_id] + [i for i in (eos,) if i not in (None, found.eot_id)]
+    return {"bos": bos, "eos": ends, "pad": pad}

@@ -11,7 +11,7 @@ import torch
 from inference.generate import Completion, generate, stream
 from inference.hf import save_hf
 from inference.sampling import NUCLEUS_CANDIDATES, Sampling, draw, penalize_repetition, sampling_distribution
-from inference.text_stream import TextStream
+from inference.text import TextStream
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 

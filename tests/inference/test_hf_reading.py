@@ -1,5 +1,7 @@
 """Models of Hugging Face as ours: logits, loss, gradients and counts equal, in every layout that people publish."""
 
+import shutil
+
 import huggingface_hub
 import pytest
 import torch
@@ -13,12 +15,12 @@ from hf_twins import (
     TWINS,
     assert_refused,
     assert_same_model,
-    build_twin,
     edit_tensors,
     gpt2,
     llama,
     qwen3,
     random_ids,
+    twin_of,
 )
 from safetensors.torch import load_file
 
@@ -29,6 +31,17 @@ from inference.hf.family import as_hf
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from operators.loss import IGNORED_TARGET
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def twins(request):
+    return twin_of(request.param)
+
+
+@pytest.fixture
+def twin_folder(request, tmp_path):
+    """A folder to spoil: of the twin that is named by the test's parameter, or an untied llama."""
+    return shutil.copytree(twin_of(getattr(request, "param", "llama GQA")).folder, tmp_path / "model")
 
 
 def test_logits_equal(twins):
@@ -100,14 +113,13 @@ def test_absent_options_mean_what_they_mean_to_transformers(twin):
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen3"])
 def test_shards_are_read(name, tmp_path):
-    twin = build_twin(name)
-    whole, shards = tmp_path / "whole", tmp_path / "shards"
-    twin.save_pretrained(whole)
-    twin.save_pretrained(shards, max_shard_size="10KB")
+    theirs, ours, _ = twin_of(name)
+    shards = tmp_path / "shards"
+    theirs.save_pretrained(shards, max_shard_size="10KB")
     files = sorted(shards.glob("model-*.safetensors"))
     assert len(files) > 2
     assert not (shards / "model.safetensors").exists()
-    assert_same_model(load_hf(str(shards)), load_hf(str(whole)))
+    assert_same_model(load_hf(str(shards)), ours)
 
     files[1].unlink()
     assert_refused(shards, files[1].name, "missing")
@@ -115,12 +127,11 @@ def test_shards_are_read(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["gpt2", "llama MHA tied", "qwen3 tied"])
 def test_base_model_without_head_is_read(name, tmp_path):
-    twin = build_twin(name)
-    twin.save_pretrained(tmp_path / "whole")
-    twin.base_model.save_pretrained(tmp_path / "base")  # no prefix, as in the official gpt2 files
-    stored = load_file(tmp_path / "base" / "model.safetensors")
-    assert not any(tensor.startswith(FAMILIES[twin.config.model_type].prefix) for tensor in stored)
-    assert_same_model(load_hf(str(tmp_path / "base")), load_hf(str(tmp_path / "whole")))
+    theirs, ours, _ = twin_of(name)
+    theirs.base_model.save_pretrained(tmp_path)  # no prefix, as in the official gpt2 files
+    stored = load_file(tmp_path / "model.safetensors")
+    assert not any(tensor.startswith(FAMILIES[theirs.config.model_type].prefix) for tensor in stored)
+    assert_same_model(load_hf(str(tmp_path)), ours)
 
 
 @pytest.mark.parametrize("twin_folder", ["gpt2", "llama MHA tied"], indirect=True)

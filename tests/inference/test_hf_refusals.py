@@ -1,9 +1,11 @@
 """What cannot be read as one of our models ends in one InputError, and nothing is executed."""
 
+import shutil
+
 import huggingface_hub
 import pytest
 import torch
-from hf_twins import TWINS, assert_refused, edit_config, edit_tensors, scaled
+from hf_twins import TWINS, assert_refused, edit_config, edit_tensors, scaled, twin_of
 
 from inference.hf import load_hf
 
@@ -11,6 +13,12 @@ Q, K = (
     "model.layers.1.self_attn.q_proj.weight",
     "model.layers.1.self_attn.k_proj.weight",
 )  # [40, 32] and [20, 32]
+
+
+@pytest.fixture
+def twin_folder(request, tmp_path):
+    """A folder to spoil: of the twin that is named by the test's parameter, or an untied llama."""
+    return shutil.copytree(twin_of(getattr(request, "param", "llama GQA")).folder, tmp_path / "model")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hf_twins import TWINS, assert_same_model, build_twin, random_ids
+from hf_twins import TWINS, assert_same_model, random_ids, twin_of
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
@@ -21,9 +21,7 @@ from model_config import get_preset_config
 def test_export_is_the_same_model_to_transformers(name, max_shard_bytes, tmp_path):
     """Theirs -> ours -> theirs -> ours: every weight bit by bit, no key missing or too many, the same
     logits."""
-    twin = build_twin(name)
-    twin.save_pretrained(tmp_path / "theirs")
-    model = load_hf(tmp_path / "theirs")
+    twin, model, _ = twin_of(name)
     save_hf(model, tmp_path / "ours", max_shard_bytes=max_shard_bytes)
     assert len(list((tmp_path / "ours").glob("*.safetensors"))) == 1 or max_shard_bytes == 10_000
     assert (tmp_path / "ours" / "model.safetensors.index.json").exists() == (max_shard_bytes == 10_000)

@@ -1,10 +1,28 @@
-"""Tokens as text, while they come."""
+"""Text to ids and back, all at once or as tokens come."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from base.errors import InputError, one_line
+from base.text import brief
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+def encode(tokenizer: "Tokenizer", text: str, special: bool = False) -> list[int]:
+    """The ids of a text; `special`: with what the tokenizer puts around it, as a BOS. Raises InputError
+    where it has no ids for it."""
+    try:
+        return tokenizer.encode(text, add_special_tokens=special).ids
+    except Exception as error:  # the package raises bare Exception, as for a vocabulary without [UNK]
+        raise InputError(
+            f"the tokenizer cannot encode {brief(text)} ({one_line(error)}): use another"
+        ) from None
+
+
+def decode(tokenizer: "Tokenizer", ids: Sequence[int]) -> str:
+    return tokenizer.decode(list(ids), skip_special_tokens=True).strip("\n")
 
 
 class TextStream:
