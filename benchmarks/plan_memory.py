@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import json
 import os
 import resource
+import runpy
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -33,7 +34,6 @@ from functools import partial
 import numpy as np
 import torch
 
-import train
 from base.errors import InputError
 from base.fields import knob
 from base.files import write_json
@@ -230,5 +230,6 @@ if __name__ == "__main__":
         TRAIN
     ]:  # a run of train.py whose freed memory goes back, so that the peak is that of what it holds
         sys.argv[:2] = [str(ROOT / "train.py")]
-        exit_with(partial(train.main, keep_memory=False), sys.argv[1:])
+        train = runpy.run_path(sys.argv[0])
+        exit_with(partial(train["main"], keep_memory=False), sys.argv[1:])
     raise SystemExit(main(sys.argv[1:]))

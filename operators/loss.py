@@ -6,6 +6,8 @@ At 152 k words the fp32 logits of 16 k tokens are 10 GB, and their gradient as m
 takes some thousand tokens at a time and computes the gradients in the same pass, while the chunk's logits
 are there."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,13 +25,22 @@ LOSS_BACKENDS = ("auto", "plain", "chunked")
 
 
 def head_loss(
-    x: Tensor, weight: Tensor, targets: Tensor, backend: str = "auto", z_loss: float = 0.0
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    backend: str = "auto",
+    z_loss: float = 0.0,
+    *,
+    piece_bytes: int | None = None,
+    starts: Callable[[int], Sequence[int]] | None = None,
 ) -> Tensor:
     """Mean over the valid targets of cross-entropy + z_loss * log(Z)^2, in nats; 0 where no target is valid.
 
     x [B, T, C], weight [V, C], targets [B, T] with -100 ignored. z_loss (PaLM, Chowdhery et al. 2022: 1e-4)
     keeps the logits' normaliser near 1. `backend` is one of LOSS_BACKENDS; auto is chunked where the logits
-    would be large."""
+    would be large. `piece_bytes` and `starts`, the first tokens of the chunks by their size, are for who
+    counts memory without data (planning/memory.py): another device's pieces, and no more chunks than
+    differ."""
     x, targets = x.flatten(0, 1), targets.flatten()  # [N, C], [N]
     if backend == "auto":
         backend = "chunked" if 4 * x.size(0) * weight.size(0) > PLAIN_MAX_BYTES else "plain"
@@ -44,7 +55,8 @@ def head_loss(
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         chunk = max(1, CHUNK_BYTES // (dtype.itemsize * weight.size(0)))
         needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        total = ChunkedLoss.apply(x, weight, targets, z_loss, dtype, chunk, needs_grad)
+        walked = None if starts is None else tuple(starts(chunk))
+        total = ChunkedLoss.apply(x, weight, targets, z_loss, dtype, chunk, needs_grad, piece_bytes, walked)
     return total / (targets != IGNORED_TARGET).sum().clamp(min=1)
 
 
@@ -64,16 +76,18 @@ class ChunkedLoss(torch.autograd.Function):
         dtype: torch.dtype,
         chunk: int,
         needs_grad: bool,
+        piece_bytes: int | None = None,
+        starts: tuple[int, ...] | None = None,
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             head = weight.to(dtype)
             total = torch.zeros((), dtype=torch.float32, device=x.device)
             grad_x = torch.empty_like(x) if needs_grad else None
             grad_weight = None
-            for start in range(0, x.size(0), chunk):
+            for start in range(0, x.size(0), chunk) if starts is None else starts:
                 rows = slice(start, start + chunk)
                 loss, grad_x_chunk, part = chunk_loss(
-                    x[rows].to(dtype), head, targets[rows], z_loss, needs_grad
+                    x[rows].to(dtype), head, targets[rows], z_loss, needs_grad, piece_bytes
                 )
                 total = total + loss
                 if needs_grad:
@@ -90,11 +104,26 @@ class ChunkedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
-        return grad_x.mul_(grad), grad_weight.to(ctx.weight_dtype).mul_(grad), None, None, None, None, None
+        return (
+            grad_x.mul_(grad),
+            grad_weight.to(ctx.weight_dtype).mul_(grad),
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def chunk_loss(
-    x: Tensor, head: Tensor, targets: Tensor, z_loss: float, needs_grad: bool
+    x: Tensor,
+    head: Tensor,
+    targets: Tensor,
+    z_loss: float,
+    needs_grad: bool,
+    piece_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """x [n, C], head [V, C] in the type of the matmuls, targets [n] -> the sum of the losses and its
     gradients of x and head. Its logits, the only such tensor at a time, are gone when it returns."""
@@ -110,8 +139,8 @@ def chunk_loss(
         grad = grad.to(logits.dtype)
     else:  # the gradient takes the place of the logits; between them fp32 for as many rows as stay in cache
         total = torch.zeros((), dtype=torch.float32, device=x.device)
-        piece_bytes = PIECE_BYTES if x.device.type == "cpu" else DEVICE_PIECE_BYTES
-        piece = max(1, piece_bytes // (4 * logits.size(1)))
+        at_once = PIECE_BYTES if x.device.type == "cpu" else DEVICE_PIECE_BYTES
+        piece = max(1, (piece_bytes or at_once) // (4 * logits.size(1)))
         for part in zip(logits.split(piece), target.split(piece), valid.split(piece), strict=True):
             loss, part_grad = loss_and_gradient(part[0].float(), *part[1:], z_loss, inplace=True)
             part[0].copy_(part_grad)

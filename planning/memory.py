@@ -13,25 +13,24 @@ the allocator loses between blocks, the device's own context, the two batches th
 which needs less than a step."""
 
 import contextlib
-import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
-from unittest.mock import patch
 
 import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.tensor import DTensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.overrides import TorchFunctionMode
 
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from operators import loss
+from planning.live_bytes import LiveBytes
 from training.config import TrainConfig
 from training.optim import build_optimizers, clip_gradients
 from training.parallel import Strategy, build_strategy
@@ -59,69 +58,6 @@ class StepMemory:
 # No size is a multiple of this prime but those of tensors that grow with the batch. There are no data: it
 # costs nothing
 TRACED_BATCH = 1_000_003
-
-
-class LiveBytes(TorchDispatchMode):
-    """`now`: bytes of all storages made under this mode and not yet freed, as [fixed, for each sequence of
-    the batch]; `points`: what it was after each change. With batch_size None all bytes are fixed."""
-
-    def __init__(self, batch_size: int | None) -> None:
-        super().__init__()
-        self.batch_size = batch_size
-        self.now = np.zeros(2, np.int64)
-        self.points = [self.now]
-        self._storages: dict[int, tuple[weakref.ref, int]] = {}
-
-    def __torch_dispatch__(
-        self, func: Callable, types: Iterable[type], args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
-            return args[0].fake_device  # half of all calls; FakeTensorMode would take its longest way
-        if DTensor in types:
-            return NotImplemented  # it comes back as operations on the shard
-        out = func(*args, **(kwargs or {}))
-        for t in tree_leaves(out):
-            if isinstance(t, Tensor):
-                self._add(t.untyped_storage())
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key not in self._storages:
-            self._storages[key] = (
-                weakref.ref(storage, lambda _: self._count(-self._storages.pop(key)[1])),
-                storage.nbytes(),
-            )
-            self._count(storage.nbytes())
-
-    def _count(self, change: int) -> None:
-        each = change // self.batch_size if self.batch_size and change % self.batch_size == 0 else 0
-        self.now = self.now + (0 if each else change, each)
-        self.points.append(self.now)
-
-    def __enter__(self) -> "LiveBytes":
-        resize = torch.UntypedStorage.resize_
-
-        def counted_resize(storage: torch.UntypedStorage, size: int) -> None:
-            resize(storage, size)
-            if storage._cdata in self._storages:  # FSDP2 frees and refills gathered weights in this way
-                ref, before = self._storages[storage._cdata]
-                self._storages[storage._cdata] = ref, size
-                self._count(size - before)
-
-        self._patch = patch.object(torch.UntypedStorage, "resize_", counted_resize)
-        self._patch.start()
-        return super().__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        self._patch.stop()
-        super().__exit__(*error)
-
-
-def fused_rms_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor, eps: float) -> Tensor:
-    """CUDA's RMSNorm is one kernel. On the CPU, where tensors without data lie, it is composed and keeps
-    more."""
-    return torch.ops.aten._fused_rms_norm(x, shape, weight, eps)[0]
 
 
 class PretendedDDP(Strategy):
@@ -225,86 +161,119 @@ class StepTrace:
         return parts, {phase: int((points @ (1, batch_size)).max()) for phase, points in self.points.items()}
 
 
+class FusedNorms(TorchFunctionMode):
+    """RMSNorm as CUDA has it, one operator. On the CPU, where tensors without data lie, it is composed and
+    keeps more."""
+
+    def __torch_function__(
+        self, func: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is torch.nn.functional.rms_norm:
+            return torch.ops.aten._fused_rms_norm(*args, **(kwargs or {}))[0]
+        return func(*args, **(kwargs or {}))
+
+
 def simulated_step(c: ModelArchitectureConfig, train: TrainConfig, world_size: int, device: str) -> StepTrace:
     """At a batch size of TRACED_BATCH for all of them; at any other for that one."""
-    dtype = matmul_dtype(train)
-    with torch.device("meta"):
-        model = ConfigurableGPT(c)
-    every_batch = train.batch_size == TRACED_BATCH
-    live, parts, points = LiveBytes(TRACED_BATCH if every_batch else None), {}, {}
-
-    def end_of(phase: str) -> None:
-        points[phase], live.points = live.points, [live.now]
-
     with pretended_world(world_size) as world, contextlib.ExitStack() as modes:
         if device == "cuda":
-            modes.enter_context(patch("torch.nn.functional.rms_norm", fused_rms_norm))
-            modes.enter_context(patch("loss.PIECE_BYTES", loss.DEVICE_PIECE_BYTES))
-        if (
-            every_batch
-        ):  # a million sequences have many chunks; from the third on they find the same beside them
-            modes.enter_context(
-                patch("loss.range", lambda start, _, chunk: (start, chunk, 2 * chunk), create=True)
-            )
-        sharded = world.size > 1 and (train.use_zero1 or train.use_fsdp)
-        build = PretendedDDP if world.size > 1 and not sharded else build_strategy
-        strategy = build(train, world, torch.device("cpu"), dtype)
+            modes.enter_context(FusedNorms())
+        return Simulation(c, train, world, device).trace(modes)
+
+
+class Simulation:
+    """A model and its strategy, of which one step is made without data."""
+
+    def __init__(self, c: ModelArchitectureConfig, train: TrainConfig, world: World, device: str) -> None:
+        self.c, self.train, self.world, self.dtype = c, train, world, matmul_dtype(train)
+        self.sharded = world.size > 1 and (train.use_zero1 or train.use_fsdp)
+        self.buckets = world.size > 1 and not self.sharded
+        self.accumulates = train.gradient_accumulation_steps > world.size
+        with torch.device("meta"):
+            self.model = ConfigurableGPT(c)
+        every_batch = train.batch_size == TRACED_BATCH
+        # A million sequences have many chunks; from the third on they find the same beside them
+        starts = (lambda chunk: (0, chunk, 2 * chunk)) if every_batch else None
+        piece_bytes = loss.DEVICE_PIECE_BYTES if device == "cuda" else None
+        self.model.head_loss = partial(self.model.head_loss, piece_bytes=piece_bytes, starts=starts)
+        build = PretendedDDP if self.buckets else build_strategy
+        self.strategy = build(train, world, torch.device("cpu"), self.dtype)
+        self.live = LiveBytes(TRACED_BATCH if every_batch else None)
+        self.parts: dict[str, np.ndarray] = {}
+        self.points: dict[str, list[np.ndarray]] = {}
+
+    def trace(self, modes: contextlib.ExitStack) -> StepTrace:
         modes.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        modes.enter_context(live)
-        forward = strategy.wrap(model, None)
-        own = {storage_of(p)._cdata for p in model.parameters()}
-        buckets = sum(storage_of(p).nbytes() for p in model.parameters()) if build is PretendedDDP else 0
-        parts["weights"] = live.now - (buckets, 0)
+        modes.enter_context(self.live)
+        forward = self.strategy.wrap(self.model, None)
+        self.own = {storage_of(p)._cdata for p in self.model.parameters()}
+        buckets = sum(storage_of(p).nbytes() for p in self.model.parameters()) if self.buckets else 0
+        self.parts["weights"] = self.live.now - (buckets, 0)
+        self.watch()
+        optimizers = build_optimizers(self.model, self.train, torch.device("cpu"))
+        without_ids = self.live.now
+        ids = torch.zeros(self.train.batch_size, self.c.block_size, dtype=torch.long)
+        self.micro_steps(forward, ids, ids_bytes=self.live.now - without_ids)
+        self.update(optimizers)
+        points = {phase: np.unique(np.array(p), axis=0) for phase, p in self.points.items()}
+        state = self.parts["optimizer"]
+        return StepTrace(self.parts, {phase: p + state * (phase != "update") for phase, p in points.items()})
 
-        def gathered() -> np.ndarray:
-            storages = {
-                s._cdata: s.nbytes() for p in model.parameters() if (s := storage_of(p))._cdata not in own
-            }
-            return np.array((sum(storages.values()), 0))
+    def watch(self) -> None:
+        """Hooks that tell the phases of the last micro-step apart."""
+        self.model.final_norm.register_forward_hook(lambda *_: self.loss_begins())
+        for block, phase in ((self.model.blocks[-1], "head"), (self.model.blocks[0], "blocks")):
 
-        def loss_begins(*_: object) -> None:
-            parts["gathered"] = gathered()
-            parts["activations"] = live.now - sum(
-                parts[part] for part in ("weights", "gathered", "gradients")
-            )
+            def end_with_gradient(block: nn.Module, inputs: tuple, out: Tensor, phase: str = phase) -> None:
+                out.register_hook(lambda _: self.end_of(phase))
 
-        model.final_norm.register_forward_hook(loss_begins)
-        for block, phase in ((model.blocks[-1], "head"), (model.blocks[0], "blocks")):
+            block.register_forward_hook(end_with_gradient)
 
-            def watch(block: nn.Module, inputs: tuple, out: Tensor, phase: str = phase) -> None:
-                out.register_hook(lambda _: end_of(phase))
+    def end_of(self, phase: str) -> None:
+        self.live.look()
+        self.points[phase], self.live.points = self.live.points, [self.live.now]
 
-            block.register_forward_hook(watch)
-        optimizers = build_optimizers(model, train, torch.device("cpu"))
-        without_ids = live.now
-        ids = torch.zeros(train.batch_size, c.block_size, dtype=torch.long)
-        ids_bytes = live.now - without_ids
-        accumulates = train.gradient_accumulation_steps > world_size
-        if accumulates and world.size == 1:  # what an earlier micro-step leaves is known
-            for p in model.parameters():
+    def gathered(self) -> np.ndarray:
+        """Bytes of weights that are not this rank's own."""
+        storages = {
+            s._cdata: s.nbytes()
+            for p in self.model.parameters()
+            if (s := storage_of(p))._cdata not in self.own
+        }
+        return np.array((sum(storages.values()), 0))
+
+    def loss_begins(self) -> None:
+        self.live.look()
+        self.parts["gathered"] = self.gathered()
+        held = sum(self.parts[part] for part in ("weights", "gathered", "gradients"))
+        self.parts["activations"] = self.live.now - held
+
+    def micro_steps(self, forward: Callable, ids: Tensor, ids_bytes: np.ndarray) -> None:
+        """The last micro-step, and the one before it where that leaves what cannot be known otherwise."""
+        if self.accumulates and self.world.size == 1:  # what an earlier micro-step leaves is known
+            for p in self.model.parameters():
                 p.grad = torch.zeros_like(p)
-        for last in (False, True) if accumulates and sharded else (True,):
-            live.points = [live.now]
-            parts["gradients"] = live.now - parts["weights"] - gathered() - ids_bytes
-            with strategy.gradient_sync(model, last):
-                with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-                    _, loss = forward(ids, ids)
-                loss.backward()
-            del loss
-            end_of("tail")
-        clip_gradients(model, train.grad_clip)
-        before = live.now
+        for last in (False, True) if self.accumulates and self.sharded else (True,):
+            self.live.look()
+            self.live.points = [self.live.now]
+            self.parts["gradients"] = self.live.now - self.parts["weights"] - self.gathered() - ids_bytes
+            with self.strategy.gradient_sync(self.model, last):
+                with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
+                    _, step_loss = forward(ids, ids)
+                step_loss.backward()
+            del step_loss
+            self.end_of("tail")
+
+    def update(self, optimizers: list[torch.optim.Optimizer]) -> None:
+        clip_gradients(self.model, self.train.grad_clip)
+        before = self.live.now
         for optimizer in optimizers:
             optimizer.step()
-        parts["optimizer"] = live.now - before  # there from the first update on
-        live.points = [live.now]
+        self.parts["optimizer"] = self.live.now - before  # there from the first update on
+        self.live.points = [self.live.now]
         for optimizer in optimizers:  # again: the first fused update is traced with temporaries of its own
             optimizer.step()
-        end_of("update")
-    points = {phase: np.unique(np.array(p), axis=0) for phase, p in points.items()}
-    return StepTrace(
-        parts, {phase: p + parts["optimizer"] * (phase != "update") for phase, p in points.items()}
-    )
+        self.end_of("update")
 
 
 def storage_of(p: Tensor) -> torch.UntypedStorage:

@@ -23,7 +23,8 @@ FLOORS = [
     ["training"],
     ["adapters"],
     ["inference", "reporting"],
-    ["serving", "analysis", "planning"],
+    ["serving", "analysis"],
+    ["planning"],  # asks analysis what a run reached
     ["train", "sample", "serve", "compare_architectures", "plan", "scripts", "benchmarks", "recipes", "data"],
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

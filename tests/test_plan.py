@@ -14,7 +14,9 @@ import plan
 from hardware.gpus import GPUS, find_gpu, peak_flops_per_s
 from model_builder import ConfigurableGPT
 from model_config import PRESET_CONFIGS, get_preset_config
+from planning.cost import measured_mfu
 from planning.memory import BatchMemory, largest_batch, parameters_by_part, simulated_step, step_memory
+from planning.report import report
 from planning.scaling import BESIROGLU, HOFFMANN, best_shapes, parameters
 from tokens.format import read_meta
 from training import flops
@@ -238,7 +240,7 @@ def test_the_flags_that_are_recommended_are_flags_of_train(capsys):
     c, train, _ = plan.parse([*flags, *choice["flags"].split()])
     assert train.batch_size == choice["use_batch_size"]
     assert step_memory(c, train, 16).total <= 0.3 * 2**30
-    assert choice["flags"] in "\n".join(plan.report(p))
+    assert choice["flags"] in "\n".join(report(p))
 
 
 SMALL = ["config/quickstart.py", "--n_layer=2", "--n_embd=64", "--n_head=2", "--num_key_value_heads=2", "--head_dim=32",
@@ -279,18 +281,16 @@ def test_a_measured_run_without_its_hardware(tmp_path):
     ]
     (tmp_path / "run_x.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (start, *steps)))
     with pytest.raises(ValueError, match="on how many GPUs"):
-        plan.measured_mfu(str(tmp_path), 1.0)
+        measured_mfu(str(tmp_path), 1.0)
     (tmp_path / "run_x.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (
         start | {"hardware": {"world_size": 1, "device_name": "X1", "peak_flops_per_s": None}}, *steps)))  # fmt: skip
     with pytest.raises(ValueError, match="the peak of X1 is unknown"):
-        plan.measured_mfu(str(tmp_path), None)
-    assert plan.measured_mfu(str(tmp_path), 1e-10)[0] == pytest.approx(0.5)
+        measured_mfu(str(tmp_path), None)
+    assert measured_mfu(str(tmp_path), 1e-10)[0] == pytest.approx(0.5)
     full = start | {"config": {"train": {"activation_checkpointing": "full"}, "model": {}}}
     (tmp_path / "run_x.jsonl").write_text("".join(json.dumps(e) + "\n" for e in (
         full | {"hardware": {"world_size": 1, "device_name": "X1", "peak_flops_per_s": 100.0}}, *steps)))  # fmt: skip
-    assert plan.measured_mfu(str(tmp_path), None)[0] == pytest.approx(
-        0.5 * 4 / 3
-    )  # as if nothing were recomputed
+    assert measured_mfu(str(tmp_path), None)[0] == pytest.approx(0.5 * 4 / 3)  # as if nothing were recomputed
 
 
 def test_what_is_recomputed_counts_once(capsys, monkeypatch):
@@ -299,7 +299,7 @@ def test_what_is_recomputed_counts_once(capsys, monkeypatch):
     one_of = lambda rows, T, mode: next(r for r in rows if r["activation_checkpointing"] == mode)  # noqa: E731
     rows = {}
     for mode in ("none", "full"):
-        monkeypatch.setattr(plan, "recommend", lambda rows, T, mode=mode: one_of(rows, T, mode))
+        monkeypatch.setattr("planning.plan.recommend", lambda rows, T, mode=mode: one_of(rows, T, mode))
         rows[mode] = [run_plan(capsys, *SMALL, *flags)["time"][0] for flags in (["--mfu=0.3"], [])]
     assert rows["none"][0] == rows["none"][1] == rows["full"][0]  # the range begins at 0.3
     assert rows["full"][1]["mfu"] == pytest.approx(0.3 * 3 / 4)
