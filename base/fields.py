@@ -65,6 +65,16 @@ def knob(default: Any, meaning: str, **declared: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def with_defaults(cls: type, **defaults: Any) -> type:
+    """The record with other defaults, which its --help shows: one program's."""
+    made = [
+        (name, types(cls)[name], dataclasses.field(default=value, metadata={"knob": knobs(cls)[name]}))
+        for name, value in defaults.items()
+    ]
+    frozen = cls.__dataclass_params__.frozen
+    return dataclasses.make_dataclass(cls.__name__, made, bases=(cls,), kw_only=True, frozen=frozen)
+
+
 @functools.cache
 def knobs(cls: type) -> dict[str, Knob]:
     """Of every field of a dataclass."""
@@ -102,7 +112,7 @@ def check(record: Any) -> None:
     int serves as a float and an integral float as an int; nothing else is converted. Raises InputError."""
     cls = type(record)
     for name, hint in types(cls).items():
-        setattr(record, name, typed(name, getattr(record, name), hint))
+        object.__setattr__(record, name, typed(name, getattr(record, name), hint))  # a frozen one too
     for name, k in knobs(cls).items():
         value = getattr(record, name)
         if k.choices and value is not None and value not in (known := choices_of(k)):

@@ -92,19 +92,24 @@ def parse_json(content: bytes | str, where: object, what_to_do: str = "copy it a
         raise InputError(f"{where} is damaged or not JSON ({one_line(error)}): {what_to_do}") from None
 
 
-def read_json(
-    file: str | Path, what_to_do: str = "copy it again", max_bytes: int = MAX_JSON_BYTES
-) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError, which names the file, where it is missing, not a file,
-    cannot be read, is larger than max_bytes, is not JSON or holds something other than an object."""
+def read_bytes(file: str | Path, what_to_do: str = "copy it again", max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """The content of a file. Raises InputError, which names the file, where it is missing, not a file,
+    cannot be read or is larger than max_bytes."""
     size = size_of(file, what_to_do)
     if size > max_bytes:
         raise InputError(
             f"{file} has {size:,} bytes, more than JSON that is read here may have: {what_to_do}"
         )
     with reading(file, what_to_do):
-        content = Path(file).read_bytes()
-    value = parse_json(content, file, what_to_do)
+        return Path(file).read_bytes()
+
+
+def read_json(
+    file: str | Path, what_to_do: str = "copy it again", max_bytes: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+    """The JSON object in a file. Raises InputError for what read_bytes refuses, for what is not JSON, and
+    for something other than an object."""
+    value = parse_json(read_bytes(file, what_to_do, max_bytes), file, what_to_do)
     if not isinstance(value, dict):
         raise InputError(f"{file} holds {type(value).__name__}, not a JSON object: {what_to_do}")
     return value

@@ -1,6 +1,6 @@
 """Saves the GPT-2 tokenizer in data/gpt2_tokenizer and prints its length, model rows and special tokens.
 
-python data/download_gpt2_tokenizer.py [--out_dir=DIR]
+python data/download_gpt2_tokenizer.py
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository, whatever the working directory
 
-from tokenization.tokenizers import download
+from tokenization.download import run
 
 if __name__ == "__main__":
-    download("gpt2", sys.argv[1:])
+    raise SystemExit(run(__doc__, "gpt2", sys.argv[1:]))

@@ -96,10 +96,11 @@ def read_events(out_dir: Path, event: str | None = None) -> list[dict]:
 @pytest.fixture(scope="session")
 def qwen3():
     """Qwen3's tokenizer, rebuilt from the package that ships its vocabulary (3 s)."""
-    from tokenization.tokenizers import TOKENIZERS, _describe
+    from tokenization.named import TOKENIZERS
+    from tokenization.tokenizer_files import describe
 
     known = TOKENIZERS["qwen3"]
-    return _describe("qwen3", known.build(), {"tokenizer_config.json": json.dumps(known.config).encode()})
+    return describe("qwen3", known.build(), {"tokenizer_config.json": json.dumps(known.config).encode()})
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.errors import InputError
+from base.errors import InputError, require, writing
+from base.files import writable_folder, write_durably
 from tokenization import engines
-from tokenization.pipeline import end_documents
-from tokenization.tokenizers import import_tokenizers
+from tokenization.documents import SPLITS, end_documents, is_val
 from tokens.format import write_meta
 from tokens.writer import ShardWriter
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 EOT = "<|endoftext|>"
-SPLIT_KEY = b"nanofoundry"
 VAL_FRACTION = 0.05  # of the files; with this key 4.9 % of the bytes of Python 3.11.7
 ENCODE_BATCH = 64  # documents
 
@@ -65,9 +64,8 @@ def collect(root: str | Path) -> list[tuple[str, str]]:
 
 def _read_source(path: Path) -> str:
     try:
-        with tokenize.open(
-            path
-        ) as f:  # UTF-8, a byte order mark, or what the coding line says; universal newlines
+        # UTF-8, a byte order mark, or what the coding line says; universal newlines
+        with tokenize.open(path) as f:
             text = f.read()
         text.encode()
         return text
@@ -75,17 +73,28 @@ def _read_source(path: Path) -> str:
         return ""
 
 
-def is_val(path: str) -> bool:
-    """Whether a file is held out: a keyed hash of its path alone, so no file changes sides when another
-    comes or goes."""
-    digest = hashlib.blake2b(path.encode(), key=SPLIT_KEY, digest_size=8).digest()
-    return int.from_bytes(digest, "big") < VAL_FRACTION * 2**64
+def split_texts(root: Path) -> dict[str, list[str]]:
+    """The texts of each split: a file is held out by its path alone, so that none changes sides when
+    another comes or goes. Raises InputError where root has too little in it."""
+    texts: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for path, text in collect(root):
+        texts["val" if is_held_out(path) else "train"].append(text)
+    if not all(texts.values()):
+        counts = f"{len(texts['train'])} training and {len(texts['val'])} held-out files"
+        raise InputError(
+            f"{root} gives {counts} of Python source, both must be there: is the standard library installed?"
+        )
+    return texts
+
+
+def is_held_out(path: str) -> bool:
+    return is_val(path.encode(errors="surrogateescape"), VAL_FRACTION)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> "Tokenizer":
     """A byte-level BPE of at most vocab_size tokens: `<|endoftext|>` is 0, then the 256 bytes, then the
     merges."""
-    tk = import_tokenizers("preparing the embedded corpus")
+    tk = require("tokenizers", "preparing the embedded corpus")
     tokenizer = tk.Tokenizer(tk.models.BPE())
     split = tk.pre_tokenizers.Split(tk.Regex(PIECES), "isolated")
     byte_level = tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -106,61 +115,54 @@ def prepare(folder: str | Path, vocab_size: int = 4096, source: str | Path | Non
 
     `source` is the root of a tree of Python files; None is the standard library. The same source gives the
     same bytes. What is in folder stays as it is until everything is ready; meta.json comes last, so a
-    killed preparation leaves none, and is simply repeated. Raises ImportError without the package
-    tokenizers, ValueError if source has too little in it."""
-    folder = Path(folder)
+    killed preparation leaves none, and is simply repeated. Raises InputError if source has too little in it
+    or folder cannot be written, MissingPackage without the package tokenizers."""
+    folder = writable_folder(str(folder))
     if vocab_size < 257:
         raise InputError(f"vocab_size={vocab_size} cannot hold 256 bytes and {EOT}: at least 257")
-    root = Path(source or sysconfig.get_paths()["stdlib"])
-    documents = collect(root)
-    texts = {
-        "train": [text for path, text in documents if not is_val(path)],
-        "val": [text for path, text in documents if is_val(path)],
-    }
-    if not texts["train"] or not texts["val"]:
-        counts = f"{len(texts['train'])} training and {len(texts['val'])} held-out files"
-        raise InputError(
-            f"{root} gives {counts} of Python source, both must be there: is the standard library installed?"
-        )
-
+    texts = split_texts(Path(source or sysconfig.get_paths()["stdlib"]))
     tokenizer = train_tokenizer(texts["train"], vocab_size)
-    eot_id = tokenizer.token_to_id(EOT)
     tokenizer_json = tokenizer.to_str().encode()
-    encode = engines.ENGINES[engines.REFERENCE](tokenizer_json)
-
-    folder.mkdir(parents=True, exist_ok=True)
-    # A folder of its own, so that two runs may prepare at once (they write the same bytes) and Ctrl-C
-    # leaves nothing.
-    with tempfile.TemporaryDirectory(prefix=".preparing-", dir=folder) as building:
-        splits = {}
-        for split in texts:
-            writer = ShardWriter(building, split)
-            for i in range(0, len(texts[split]), ENCODE_BATCH):
-                batch = texts[split][i : i + ENCODE_BATCH]
-                ids, lengths = end_documents(*encode(batch), eot_id)
-                writer.add(ids, sum(len(text.encode()) for text in batch), lengths)
-            splits[split] = writer.finish()
-        with open(Path(building, "tokenizer.json"), "wb") as f:
-            f.write(tokenizer_json)
-            f.flush()
-            os.fsync(f.fileno())
-        sha256 = hashlib.sha256(tokenizer_json).hexdigest()
-        meta = write_meta(
-            building,
-            vocab_size=vocab_size,
-            tokenizer={
-                "name": f"python_stdlib_bpe_{vocab_size}",
-                "length": tokenizer.get_vocab_size(),
-                "sha256": sha256,
-            },
-            eot_id=eot_id,
-            splits=splits,
-            source=f"standard library of Python {platform.python_version()}"
-            if source is None
-            else str(source),
-        )
-        _replace_all(Path(building), folder)
+    tokenizer_record = {
+        "name": f"python_stdlib_bpe_{vocab_size}",
+        "length": tokenizer.get_vocab_size(),
+        "sha256": hashlib.sha256(tokenizer_json).hexdigest(),
+    }
+    eot_id = tokenizer.token_to_id(EOT)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        # A folder of its own, so that two runs may prepare at once (they write the same bytes) and Ctrl-C
+        # leaves nothing.
+        with tempfile.TemporaryDirectory(prefix=".preparing-", dir=folder) as building:
+            splits = _write_shards(
+                building, texts, engines.ENGINES[engines.REFERENCE](tokenizer_json), eot_id
+            )
+            write_durably(Path(building, "tokenizer.json"), [tokenizer_json])
+            meta = write_meta(
+                building,
+                vocab_size=vocab_size,
+                tokenizer=tokenizer_record,
+                eot_id=eot_id,
+                splits=splits,
+                source=str(source or f"standard library of Python {platform.python_version()}"),
+            )
+            _replace_all(Path(building), folder)
     return meta
+
+
+def _write_shards(
+    folder: str, texts: dict[str, list[str]], encode: engines.Encode, eot_id: int
+) -> dict[str, dict[str, Any]]:
+    """The entries of meta.json's splits."""
+    splits = {}
+    for split, documents in texts.items():
+        writer = ShardWriter(folder, split)
+        for i in range(0, len(documents), ENCODE_BATCH):
+            batch = documents[i : i + ENCODE_BATCH]
+            ids, lengths = end_documents(*encode(batch), eot_id)
+            writer.add(ids, sum(len(text.encode()) for text in batch), lengths)
+        splits[split] = writer.finish()
+    return splits
 
 
 def _replace_all(building: Path, folder: Path) -> None:

@@ -13,13 +13,14 @@ one, returns flat buffers, has no dependencies, keeps no growing cache, and know
 tokens alone; Apache-2.0. gigatoken 0.10 orders combining marks by a newer Unicode than the reference does
 (U+08D2 and 191 others), so it fails the check with Qwen3."""
 
-import importlib
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from base.errors import InputError, MissingPackage
+from base.errors import InputError, MissingPackage, one_line, require
+from tokenization.tokenizer_files import loaded, package_errors
 
 Encode = Callable[[list[str]], tuple[np.ndarray, np.ndarray]]
 
@@ -47,24 +48,28 @@ HARD_CASES = [
 
 
 def fastokens(tokenizer_json: bytes) -> Encode:
-    tokenizer = _import("fastokens").Tokenizer.from_json_str(tokenizer_json.decode())
+    package = require("fastokens", "the engine fastokens")
+    tokenizer = package.Tokenizer.from_json_str(tokenizer_json.decode())
 
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        ids, offsets = tokenizer.encode_batch_flat(texts, split_special_tokens=True)
+        with _encoding("fastokens"):
+            ids, offsets = tokenizer.encode_batch_flat(texts, split_special_tokens=True)
         return np.frombuffer(ids, "<u4"), np.diff(np.frombuffer(offsets, "<u8").astype(np.int64))
 
     return encode
 
 
 def gigatoken(tokenizer_json: bytes) -> Encode:
+    package = require("gigatoken", "the engine gigatoken")
     # It has no switch for control tokens in text. A tokenizer that does not know them does not find them.
     record = json.loads(tokenizer_json)
     record["added_tokens"] = [token for token in record["added_tokens"] if not token["special"]]
-    tokenizer = _import("gigatoken").Tokenizer.from_json(json.dumps(record, ensure_ascii=False))
+    tokenizer = package.Tokenizer.from_json(json.dumps(record, ensure_ascii=False))
 
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         # bytes, as its str path cannot take every text; parallel=False, as the pipeline has a process a core
-        rows = tokenizer.encode_batch([text.encode() for text in texts], parallel=False).layout
+        with _encoding("gigatoken"):
+            rows = tokenizer.encode_batch([text.encode() for text in texts], parallel=False).layout
         offsets = np.asarray(rows.offsets.data, dtype=np.int64)
         return np.asarray(rows.content.data)[offsets[0] : offsets[-1]], np.diff(offsets)
 
@@ -72,25 +77,27 @@ def gigatoken(tokenizer_json: bytes) -> Encode:
 
 
 def tokenizers(tokenizer_json: bytes) -> Encode:
-    package = _import("tokenizers")
-    try:
-        tokenizer = package.Tokenizer.from_buffer(tokenizer_json)
-    except Exception as e:  # the package raises bare Exception
-        raise InputError(f"tokenizer.json is damaged or not a tokenizer ({e}): copy it again") from None
+    tokenizer = loaded(tokenizer_json, "tokenizer.json", "the engine tokenizers")
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()
     tokenizer.no_padding()
 
     def encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [
-            np.array(e.ids, dtype=np.uint32)
-            for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ]
-        return np.concatenate([np.empty(0, np.uint32), *rows]), np.array(
-            [len(row) for row in rows], dtype=np.int64
-        )
+        with _encoding("tokenizers"):
+            encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        rows = [np.array(e.ids, dtype=np.uint32) for e in encodings]
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
+        return np.concatenate([np.empty(0, np.uint32), *rows]), lengths
 
     return encode
+
+
+def _encoding(engine: str) -> contextlib.AbstractContextManager:
+    """Around an engine's work on texts, which fails where a vocabulary has no token for them."""
+    return package_errors(
+        f"the engine {engine} cannot encode a text with this tokenizer",
+        "pass another --tokenizer or --engine",
+    )
 
 
 ENGINES: dict[str, Callable[[bytes], Encode]] = {
@@ -104,7 +111,7 @@ DEFAULT, REFERENCE = "fastokens", "tokenizers"
 def choose_engine(name: str, tokenizer_json: bytes, sample: Sequence[str]) -> tuple[str, Encode, str | None]:
     """(the engine to use, its encode, a warning or None) for `name`, one of ENGINES or "auto": itself if it
     gives the ids of the reference on the hard cases and on `sample`, documents of the run; else the
-    reference, and why. Raises InputError for an unknown name and ImportError where a named engine is not
+    reference, and why. Raises InputError for an unknown name, MissingPackage where a named engine is not
     installed."""
     if name not in ("auto", *ENGINES):
         raise InputError(f"engine {name!r} is unknown: auto, {', '.join(ENGINES)}")
@@ -120,20 +127,12 @@ def choose_engine(name: str, tokenizer_json: bytes, sample: Sequence[str]) -> tu
         return REFERENCE, reference, f"{error}; using {REFERENCE}, which is some 50 times slower"
     except (KeyboardInterrupt, SystemExit):
         raise
-    except (
-        BaseException
-    ) as error:  # a kind of tokenizer.json that it does not know; a Rust panic is no Exception
-        return (
-            REFERENCE,
-            reference,
-            f"engine {chosen} cannot load this tokenizer ({_in_words(error)}); using {REFERENCE}",
-        )
+    except BaseException as error:  # a kind of tokenizer.json that it does not know; a Rust panic
+        why = f"cannot load this tokenizer ({one_line(error)[:200]})"
+        return REFERENCE, reference, f"engine {chosen} {why}; using {REFERENCE}"
     if difference := first_difference(engine, reference, [*HARD_CASES, *sample]):
-        return (
-            REFERENCE,
-            reference,
-            f"engine {chosen} differs from {REFERENCE} {difference}; using {REFERENCE}",
-        )
+        why = f"differs from {REFERENCE} {difference}"
+        return REFERENCE, reference, f"engine {chosen} {why}; using {REFERENCE}"
     return chosen, engine, None
 
 
@@ -144,8 +143,8 @@ def first_difference(engine: Encode, reference: Encode, texts: Sequence[str]) ->
         ids, lengths = engine(texts)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # a Rust panic is no Exception
-        return f"in that it fails ({_in_words(error)})"
+    except BaseException as error:  # a Rust panic is not an Exception
+        return f"in that it fails ({one_line(error)[:200]})"
     expected_ids, expected_lengths = reference(texts)
     if np.array_equal(ids, expected_ids) and np.array_equal(lengths, expected_lengths):
         return None
@@ -156,20 +155,8 @@ def first_difference(engine: Encode, reference: Encode, texts: Sequence[str]) ->
         own = ids[starts[i] : starts[i + 1]]
         expected = expected_ids[expected_starts[i] : expected_starts[i + 1]]
         if not np.array_equal(own, expected):
-            at = next(
-                (t for t, (a, b) in enumerate(zip(own, expected, strict=False)) if a != b),
-                min(len(own), len(expected)),
-            )
-            return f"on {text[:60]!r}: ids {own[at : at + 5].tolist()} against {expected[at : at + 5].tolist()} from token {at}"
+            unlike = (t for t, (a, b) in enumerate(zip(own, expected, strict=False)) if a != b)
+            at = next(unlike, min(len(own), len(expected)))
+            there = f"ids {own[at : at + 5].tolist()} against {expected[at : at + 5].tolist()}"
+            return f"on {text[:60]!r}: {there} from token {at}"
     return "in ids that belong to no document"
-
-
-def _in_words(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _import(package: str) -> object:
-    try:
-        return importlib.import_module(package)
-    except ImportError as e:
-        raise MissingPackage(f"the engine {package} is not installed: pip install {package}") from e

@@ -16,73 +16,76 @@ import json
 import re
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from base.cli import parse_flags
-from base.errors import InputError, input_errors
-from base.fields import check
-from base.files import read_json
-from tokenization.tokenizers import _CHARACTERS, TokenizerFiles, find_tokenizer, import_tokenizers
+from base import cli, fields
+from base.errors import InputError, writing
+from base.fields import knob
+from base.files import entry, read_json, read_text, write_json
+from base.text import brief
+from tokenization.from_tiktoken import BYTE_CHARACTERS
+from tokenization.tokenizer_files import TokenizerFiles, loaded, package_errors
+from tokenization.tokenizers import find_tokenizer
 
 TIERS = {
     "ascii": re.compile(rb"[\x00-\x7f]+"),
     "letters": re.compile(rb" ?[A-Za-z]*"),
     "words": re.compile(rb" ?[A-Z]?[a-z]*"),
 }
-BYTE_OF = {character: bytes([byte]) for byte, character in _CHARACTERS.items()}
+BYTE_OF = {character: bytes([byte]) for byte, character in BYTE_CHARACTERS.items()}
+MAKE_IT = "make it with python -m tokenization.vocabulary english --out=FILE.json"
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class VocabularyConfig:
-    tokenizer: str = "qwen3"  # a name, folder or hub id
-    tier: Literal["ascii", "letters", "words"] = "ascii"
-    out: str = ""  # the JSON that is written
-    text: str | None = (
-        None  # a file of text to measure on; None: the language reference that comes with Python
+    part: list[str] = knob([], "of the vocabulary, as a word: english", takes_words=True)
+    tokenizer: str = knob("qwen3", "a name, a folder or a hub id")
+    tier: Literal["ascii", "letters", "words"] = knob("ascii", "what is kept, as above")
+    out: str = knob("", "the JSON that is written")
+    text: str | None = knob(
+        None, "a file of text to measure on; without it the language reference that comes with Python"
     )
 
     def __post_init__(self) -> None:
-        check(self)
+        fields.check(self)
+        if self.part != ["english"]:
+            raise InputError(
+                f"{' '.join(self.part) or 'no command'}: write python -m tokenization.vocabulary english "
+                "--out=FILE.json"
+            )
         if not self.out:
             raise InputError("--out=FILE.json is missing")
 
 
 def main(argv: Sequence[str]) -> int:
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return 0
-    with input_errors():
-        words, flags = parse_flags(argv, get_type_hints(VocabularyConfig))
-        if words != ["english"]:
-            raise InputError(
-                f"{' '.join(words) or 'no command'}: write python -m tokenization.vocabulary english --out=FILE.json"
-            )
-        config = VocabularyConfig(**flags)
-        out = Path(config.out)
-        if not out.absolute().parent.is_dir():
-            raise InputError(f"{out.absolute().parent} is no folder: make it, or choose another --out")
-        found = find_tokenizer(config.tokenizer)
-        text = Path(config.text).read_text(encoding="utf-8") if config.text else reference_text()
-        if not text:
-            raise InputError(f"{config.text} is empty: name a text, on which the tier is measured")
-        record = english(found, config.tier, text)
-    out.write_text(json.dumps(record) + "\n")
+    return cli.run(argv, __doc__, VocabularyConfig, write_english)
+
+
+def write_english(config: VocabularyConfig) -> None:
+    out = Path(config.out)
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out.absolute().parent} is not a folder: make it, or choose another --out")
+    found = find_tokenizer(config.tokenizer)
+    text = read_text(config.text) if config.text else reference_text()
+    if not text:
+        raise InputError(f"{config.text} is empty: name a text, on which the tier is measured")
+    record = english(found, config.tier, text)
+    with writing(out):
+        write_json(out, record, indent=None)
     counts, measured = record["statistics"]["tiers"], record["statistics"]["text"]
     print(f"{out}: {len(record['ids']):,} ids of {found.name}, tier {config.tier}; {record['method']}")
-    print(
-        ", ".join(f"{name} {n:,}" for name, n in counts.items())
-        + f"; of {record['statistics']['base_tokens']:,} base tokens"
-    )
+    of_tiers = ", ".join(f"{name} {n:,}" for name, n in counts.items())
+    print(f"{of_tiers}; of {record['statistics']['base_tokens']:,} base tokens")
     print(", ".join(f"{name} {n:,}" for name, n in record["statistics"]["scripts"].items()))
     print(
-        f"on {measured['bytes']:,} bytes of text: {measured['tokens']:,} tokens, {measured['tokens_outside']:,} outside the "
-        f"tier; {measured['bytes_per_token']:.3f} bytes per token, {measured['bytes_per_token_pruned']:.3f} with the tier "
-        f"and single bytes alone ({measured['bytes_per_token_lost']:.3f} lost)"
+        f"on {measured['bytes']:,} bytes of text: {measured['tokens']:,} tokens, "
+        f"{measured['tokens_outside']:,} outside the tier; {measured['bytes_per_token']:.3f} bytes per token, "
+        f"{measured['bytes_per_token_pruned']:.3f} with the tier and single bytes alone "
+        f"({measured['bytes_per_token_lost']:.3f} lost)"
     )
-    return 0
 
 
 def english(found: TokenizerFiles, tier: str, text: str) -> dict[str, Any]:
@@ -107,12 +110,18 @@ def english(found: TokenizerFiles, tier: str, text: str) -> dict[str, Any]:
             "scripts": dict(scripts.most_common()),
         },
     }
-    package = import_tokenizers("reading tokenizer.json")
-    full = package.Tokenizer.from_buffer(found.json).encode(text, add_special_tokens=False).ids
+    record["statistics"]["text"] = measure(found, record, text)
+    return record
+
+
+def measure(found: TokenizerFiles, record: dict[str, Any], text: str) -> dict[str, float]:
+    """What the text costs in the whole vocabulary and in the part of it."""
     pruned_json = prune_tokenizer(found.json, kept_ids(record))
-    pruned = package.Tokenizer.from_buffer(pruned_json).encode(text, add_special_tokens=False).ids
-    n, inside = len(text.encode()), set(ids[tier])
-    record["statistics"]["text"] = {
+    full, pruned = (_ids(content, found.name, text) for content in (found.json, pruned_json))
+    if not full or not pruned:
+        raise InputError(f"tokenizer {found.name!r} gives no token for the text: choose another --text")
+    n, inside = len(text.encode()), set(record["ids"])
+    return {
         "bytes": n,
         "tokens": len(full),
         "tokens_outside": sum(i not in inside for i in full),
@@ -120,23 +129,31 @@ def english(found: TokenizerFiles, tier: str, text: str) -> dict[str, Any]:
         "bytes_per_token_pruned": n / len(pruned),
         "bytes_per_token_lost": n / len(full) - n / len(pruned),
     }
-    return record
+
+
+def _ids(tokenizer_json: bytes, name: str, text: str) -> list[int]:
+    tokenizer = loaded(tokenizer_json, f"tokenizer.json of {name!r}")
+    with package_errors(f"tokenizer {name!r} cannot encode the text", "choose another --text"):
+        return tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def read_vocabulary(file: str | Path, tokenizer: TokenizerFiles) -> dict[str, Any]:
-    """The JSON that `main` wrote. Raises InputError for another file, or one of another tokenizer, in one
-    line."""
-    record = read_json(file, "make it again with python -m tokenization.vocabulary english")
-    if not isinstance(record, dict) or not {"ids", "byte_ids", "added_ids", "tokenizer"} <= record.keys():
+    """The JSON that `main` wrote. Raises InputError, in one line, for another file or one of another
+    tokenizer."""
+    record = read_json(file, MAKE_IT)
+    made_from = entry(record, "tokenizer", dict, f"{file} is not a vocabulary: it", MAKE_IT)
+    sha256 = entry(made_from, "sha256", str, f"{file} is not a vocabulary: its tokenizer", MAKE_IT)
+    ids = [entry(record, key, list, f"{file}", MAKE_IT) for key in ("ids", "byte_ids", "added_ids")]
+    if tokenizer.sha256 != sha256:
         raise InputError(
-            f"{file} is not a vocabulary: write one with python -m tokenization.vocabulary english --out=FILE"
-        )
-    made_from = record["tokenizer"]
-    if tokenizer.sha256 != made_from.get("sha256"):
-        raise InputError(
-            f"{file} was made from another tokenizer ({made_from.get('name')!r}, sha256 {str(made_from.get('sha256'))[:12]}…) "
+            f"{file} was made from another tokenizer ({brief(made_from.get('name'))}, sha256 {sha256[:12]}…) "
             f"than {tokenizer.name!r} ({tokenizer.sha256[:12]}…): make it again"
         )
+    for i in (i for some in ids for i in some):
+        if type(i) is not int or not 0 <= i < tokenizer.length:
+            raise InputError(f"{file} lists {brief(i)}, which is not an id of {tokenizer.name!r}: {MAKE_IT}")
+    if not any(ids):
+        raise InputError(f"{file} lists no ids: {MAKE_IT}")
     return record
 
 
@@ -149,26 +166,35 @@ def kept_ids(record: dict[str, Any]) -> list[int]:
 def token_bytes(found: TokenizerFiles) -> dict[int, bytes]:
     """The bytes of every base token. Raises InputError for what is neither byte-level BPE nor BPE with byte
     fallback."""
-    record = json.loads(found.json)
+    record = _read_bpe(found.json, found.name)
     added = {token["id"] for token in record["added_tokens"]}
     model = record["model"]
-    if model.get("type") != "BPE":
-        raise InputError(f"tokenizer {found.name!r} is {model.get('type')}, only BPE is known here")
     base = {i: token for token, i in model["vocab"].items() if i not in added}
-    if model.get("byte_fallback"):  # LLaMA 2: a space is U+2581, a byte <0x0A>
-
-        def decode(token: str) -> bytes:
-            byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
-            return bytes.fromhex(byte[1]) if byte else token.replace("\u2581", " ").encode()
-    else:
-
-        def decode(token: str) -> bytes:
-            return b"".join(BYTE_OF[character] for character in token)
-
+    decode = _byte_fallback_bytes if model.get("byte_fallback") else _byte_level_bytes
     try:
         return {i: decode(base[i]) for i in sorted(base)}
     except KeyError as error:
         raise InputError(f"tokenizer {found.name!r} is not byte-level: a token holds {error}") from None
+
+
+def _read_bpe(tokenizer_json: bytes, name: str) -> dict[str, Any]:
+    """What the file holds, in the shapes that the package `tokenizers` takes."""
+    loaded(tokenizer_json, f"tokenizer.json of {name!r}")
+    record = json.loads(tokenizer_json)
+    kind = record["model"].get("type")
+    if kind != "BPE":
+        raise InputError(f"tokenizer {name!r} is {brief(kind)}, only BPE is known here: pass another")
+    return record
+
+
+def _byte_fallback_bytes(token: str) -> bytes:
+    """LLaMA 2: a space is U+2581, a byte <0x0A>."""
+    byte = re.fullmatch(r"<0x([0-9A-F]{2})>", token)
+    return bytes.fromhex(byte[1]) if byte else token.replace("\u2581", " ").encode()
+
+
+def _byte_level_bytes(token: str) -> bytes:
+    return b"".join(BYTE_OF[character] for character in token)
 
 
 def script_of(token: bytes) -> str:
@@ -192,8 +218,9 @@ def reference_text() -> str:
 
 
 def prune_tokenizer(tokenizer_json: bytes, kept: Sequence[int]) -> bytes:
-    """tokenizer.json with these ids alone, renumbered in their order, and the merges among them in theirs."""
-    record = json.loads(tokenizer_json)
+    """tokenizer.json with these ids alone, renumbered in their order, and the merges among them in theirs.
+    Raises InputError where a token that is left out is put around every text."""
+    record = _read_bpe(tokenizer_json, "to be pruned")
     new_id = {old: new for new, old in enumerate(kept)}
     model = record["model"]
     model["vocab"] = {token: new_id[i] for token, i in model["vocab"].items() if i in new_id}
@@ -206,13 +233,25 @@ def prune_tokenizer(tokenizer_json: bytes, kept: Sequence[int]) -> bytes:
     record["added_tokens"] = [
         {**t, "id": new_id[t["id"]]} for t in record["added_tokens"] if t["id"] in new_id
     ]
-    steps = record.get("post_processor") or {}
-    for step in steps.get("processors", [steps]):
-        for token in (
-            step.get("special_tokens", {}).values() if isinstance(step.get("special_tokens"), dict) else ()
-        ):
-            token["ids"] = [new_id[i] for i in token["ids"]]
+    try:
+        _renumber_post_processor(record.get("post_processor") or {}, new_id.__getitem__)
+    except KeyError as error:
+        raise InputError(
+            f"tokenizer.json puts id {error} around every text, which is not kept: keep it among the ids"
+        ) from None
     return json.dumps(record, ensure_ascii=False).encode()
+
+
+def _renumber_post_processor(step: dict[str, Any], new_id: Callable[[int], int]) -> None:
+    """In place: the tokens that a post-processor puts around a text."""
+    for part in step.get("processors", []):
+        _renumber_post_processor(part, new_id)
+    if step.get("type") == "TemplateProcessing":
+        for token in step["special_tokens"].values():
+            token["ids"] = [new_id(i) for i in token["ids"]]
+    for end in ("sep", "cls"):  # BERT's and RoBERTa's: [token, id]
+        if end in step:
+            step[end] = [step[end][0], new_id(step[end][1])]
 
 
 if __name__ == "__main__":

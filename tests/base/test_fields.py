@@ -121,3 +121,20 @@ def test_every_field_of_a_run_is_declared(kind):
         assert k.meaning and k.kind in (MODEL, NUMBERS, MACHINE, KEEPING, LOOKING), name
         assert set(k.needs) <= set(fields.names(kind)), name
     assert set(Kind) >= {k.kind for k in fields.knobs(kind).values()}
+
+
+def test_a_program_has_its_own_defaults():
+    @dataclass(frozen=True, kw_only=True)
+    class Options:
+        out_dir: str = knob("out", "where it goes")
+        count: int = knob(3, "how many", bounds="[1, inf)")
+
+        def __post_init__(self) -> None:
+            fields.check(self)
+
+    own = fields.with_defaults(Options, out_dir="here")
+    assert (own().out_dir, own().count, own(count=4.0).count) == ("here", 3, 4) and isinstance(own(), Options)
+    assert fields.knobs(own) == fields.knobs(Options) and fields.default_of(own, "out_dir") == "here"
+    assert fields.names(own) == ("out_dir", "count")
+    with pytest.raises(InputError, match="count=0"):
+        own(count=0)

