@@ -38,6 +38,10 @@ class TokenizerFiles:
     def sha256(self) -> str:
         return hashlib.sha256(self.json).hexdigest()
 
+    def described(self) -> dict[str, Any]:
+        """What meta.json says of it."""
+        return {"name": self.name, "length": self.length, "sha256": self.sha256}
+
     def save(self, folder: str | Path) -> Path:
         """Writes tokenizer.json and what belongs to it into folder, so that load_tokenizer and transformers
         read it there. Raises InputError where the folder cannot be written."""

@@ -100,7 +100,7 @@ def english(found: TokenizerFiles, tier: str, text: str) -> dict[str, Any]:
     record = {
         "tier": tier,
         "method": f"base tokens whose bytes match {TIERS[tier].pattern.decode()} as a whole",
-        "tokenizer": {"name": found.name, "length": found.length, "sha256": found.sha256},
+        "tokenizer": found.described(),
         "ids": ids[tier],
         "byte_ids": sorted({i for i, b in strings.items() if len(b) == 1} - set(ids[tier])),
         "added_ids": added,

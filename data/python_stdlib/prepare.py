@@ -10,28 +10,28 @@ val:    25 documents,   139,880 tokens,   483,959 bytes, 3.460 bytes/token
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository, whatever the working directory
 
-from base.cli import parse_flags
-from base.errors import InputError, input_errors
+from base import cli
+from base.fields import knob
 from tokenization.command import verify_folder
 from tokenization.embedded import prepare
 
 
-def main(argv: Sequence[str]) -> int:
-    if "--help" in argv or "-h" in argv:
-        print(__doc__)
-        return 0
-    with input_errors():
-        words, flags = parse_flags(argv, {"out_dir": str, "verify": bool})
-        if words:
-            raise InputError(f"{words[0]!r} is no flag: did you mean --out_dir={words[0]!r}?")
-        out_dir = Path(flags.get("out_dir") or Path(__file__).resolve().parent)
-        if flags.get("verify"):
-            return verify_folder(out_dir)
-        meta = prepare(out_dir)
+@dataclass(kw_only=True)
+class StdlibConfig:
+    out_dir: str = knob(str(Path(__file__).resolve().parent), "the folder of the dataset")
+    verify: bool = knob(False, "read everything again and compare it with meta.json")
+
+
+def work(config: StdlibConfig) -> int:
+    out_dir = Path(config.out_dir or Path(__file__).resolve().parent)
+    if config.verify:
+        return verify_folder(out_dir)
+    meta = prepare(out_dir)
     print(f"{out_dir}: {meta['source']}, tokenizer of {meta['tokenizer']['length']}")
     for name, split in meta["splits"].items():
         docs, tokens, size = split["documents"], split["tokens"], split["text_bytes"]
@@ -39,6 +39,10 @@ def main(argv: Sequence[str]) -> int:
             f"{name}: {docs:,} documents, {tokens:,} tokens, {size:,} bytes of text, {size / tokens:.3f} bytes/token"
         )
     return 0
+
+
+def main(argv: Sequence[str]) -> int:
+    return cli.run(argv, __doc__, StdlibConfig, work)
 
 
 if __name__ == "__main__":

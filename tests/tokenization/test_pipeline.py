@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 from backports import zstd
 
-from tokenization import command, engines, pipeline, sources
-from tokenization.pipeline import Job, is_val, prepare
-from tokenization.sources import FileSource
+from tokenization import batches, command, cutting, engines, merging, pipeline, worker
+from tokenization.documents import end_documents, is_val
+from tokenization.file_source import FileSource
+from tokenization.job import Job, Settings
+from tokenization.pipeline import prepare
 from tokenization.tokenizers import find_tokenizer
 from tokens.format import read_meta
 from tokens.verify import verify
@@ -152,7 +154,7 @@ def test_every_format_and_engine_gives_the_ids_of_transformers(
     files = write_files(tmp_path / "in", name, documents)
     source = FileSource(files, source_field="meta.set", separator=SEPARATOR)
     job = Job(val_fraction=0.02, shard_tokens=300_000)
-    meta = prepare(source, qwen3, tmp_path / "out", job, engine=FORMATS[name][1], workers=2)
+    meta = prepare(source, qwen3, tmp_path / "out", job, Settings(2, FORMATS[name][1]))
     assert not caplog.records  # no fall back to another engine
     for split, ids in expected.items():
         assert np.array_equal(ids_of(tmp_path / "out", split), ids)
@@ -211,13 +213,13 @@ class InThisProcess:
 
 @pytest.fixture
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(pipeline, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(pipeline, "_watch_parent", lambda: None)
+    monkeypatch.setattr(worker, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(worker, "watch_parent", lambda: None)
 
 
 @pytest.fixture
 def toy(toy_folder, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 500)  # so that small batches are possible
+    monkeypatch.setattr(cutting, "PIECE_BYTES", 500)  # so that small batches are possible
     return find_tokenizer(toy_folder)
 
 
@@ -277,7 +279,7 @@ def test_bytes_do_not_depend_on_workers(toy, tmp_path, monkeypatch):
     results = []
     for workers in (1, 2, 3):
         source = FileSource(files, source_field="meta.set", batch_bytes=20_000)
-        prepare(source, toy, tmp_path / str(workers), Job(0.1, 5_000), workers=workers, commit_interval=0)
+        prepare(source, toy, tmp_path / str(workers), Job(0.1, 5_000), Settings(workers, commit_interval=0))
         results.append(files_of(tmp_path / str(workers)))
     assert results[0] == results[1] == results[2]
     assert len(results[0]) > 20 and verify(tmp_path / "3") == []
@@ -344,9 +346,7 @@ def test_limit(toy, tmp_path, in_this_process, limit, name):
     val = [text for text in TEXTS[:limit] if is_val(text.encode(), 0.1)]
     ids, lengths = engines.tokenizers(toy.json)(val)
     if val:
-        assert np.array_equal(
-            ids_of(tmp_path / "out", "val"), pipeline.end_documents(ids, lengths, toy.eot_id)[0]
-        )
+        assert np.array_equal(ids_of(tmp_path / "out", "val"), end_documents(ids, lengths, toy.eot_id)[0])
 
 
 def test_bad_rows_are_counted_and_limited(toy_folder, tmp_path, in_this_process, capsys):
@@ -379,9 +379,9 @@ def test_bad_rows_are_counted_and_limited(toy_folder, tmp_path, in_this_process,
 def test_half_a_surrogate_pair_is_a_bad_row(toy):
     class Half:
         def rows(self):
-            return iter([sources.Row("x:1", "good"), sources.Row("x:2", "bad \ud800")])
+            return iter([batches.Row("x:1", "good"), batches.Row("x:2", "bad \ud800")])
 
-    result = pipeline.Worker(engines.tokenizers(toy.json), toy.eot_id, toy.length, 0.5)(Half())
+    result = worker.Worker(engines.tokenizers(toy.json), toy.eot_id, toy.length, 0.5)(Half())
     assert result.bad_rows == [("x:2", "invalid Unicode: half of a surrogate pair")]
     assert sum(len(lengths) for _, lengths, _ in result.splits.values()) == 1
 
@@ -407,8 +407,8 @@ def test_a_full_disk_is_refused_before_anything_is_written(
     # The estimate is near the truth
     monkeypatch.undo()
     tokens = int(re.search(r"for ([\d,]+) tokens", line)[1].replace(",", ""))
-    monkeypatch.setattr(pipeline, "ProcessPoolExecutor", InThisProcess)
-    monkeypatch.setattr(pipeline, "_watch_parent", lambda: None)
+    monkeypatch.setattr(worker, "ProcessPoolExecutor", InThisProcess)
+    monkeypatch.setattr(worker, "watch_parent", lambda: None)
     flags = (
         f"--source={corpus}",
         f"--tokenizer={toy_folder}",
@@ -495,7 +495,7 @@ def test_an_engine_that_differs_is_replaced(corpus, toy, tmp_path, monkeypatch, 
         return encode_but
 
     files = sorted(corpus.iterdir())
-    prepare(FileSource(files), toy, tmp_path / "reference", Job(0.1), engine="tokenizers")
+    prepare(FileSource(files), toy, tmp_path / "reference", Job(0.1), Settings(engine="tokenizers"))
     assert not caplog.records
     monkeypatch.setitem(engines.ENGINES, "fastokens", broken)
     prepare(FileSource(files), toy, tmp_path / "broken", Job(0.1))
@@ -518,18 +518,17 @@ def test_a_worker_that_dies_costs_nothing(toy, tmp_path, corpus):
                 yield Suicide(batch) if i == 20 else batch
 
     files = sorted(corpus.iterdir())
-    with pytest.raises(RuntimeError, match=r"a tokenizing process died.*the same command goes on"):
+    with pytest.raises(RuntimeError, match=r"a tokenizing process died.*the same command resumes"):
         prepare(
             Deadly(files, batch_bytes=900),
             toy,
             tmp_path / "out",
             Job(0.1, 1000),
-            workers=2,
-            commit_interval=0,
+            Settings(2, commit_interval=0),
         )
     assert json.loads((tmp_path / "out/progress.json").read_bytes())["rows"] > 0
-    prepare(FileSource(files, batch_bytes=900), toy, tmp_path / "out", Job(0.1, 1000), workers=2)
-    prepare(FileSource(files), toy, tmp_path / "other", Job(0.1, 1000), workers=1)
+    prepare(FileSource(files, batch_bytes=900), toy, tmp_path / "out", Job(0.1, 1000), Settings(2))
+    prepare(FileSource(files), toy, tmp_path / "other", Job(0.1, 1000), Settings(1))
     assert files_of(tmp_path / "out") == files_of(tmp_path / "other")
 
 
@@ -550,7 +549,7 @@ def test_stopped_anywhere_and_gone_on(toy, tmp_path, in_this_process, monkeypatc
 
     def attempt(out, batch_bytes):
         source = FileSource(files, separator=SEPARATOR, source_field="meta.set", batch_bytes=batch_bytes)
-        return prepare(source, toy, out, Job(0.1, 2500), commit_interval=0)
+        return prepare(source, toy, out, Job(0.1, 2500), Settings(commit_interval=0))
 
     attempt(tmp_path / "whole", 3000)
     whole, random_ = files_of(tmp_path / "whole"), random.Random(name)
@@ -693,7 +692,7 @@ def test_a_signal_stops_with_75(toy_folder, tmp_path, number):
     os.kill(process.pid, signal.SIGCONT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert errors.splitlines()[-1] == f"stopped; the same command goes on with {tmp_path / 'out'}"
+    assert errors.splitlines()[-1] == f"stopped; the same command resumes {tmp_path / 'out'}"
     assert "Traceback" not in errors and wait_for_the_end_of(process.pid) == []
 
 
@@ -770,7 +769,7 @@ def test_a_merge_killed_anywhere_and_repeated(prepare_custom, in_this_process, t
     for task in range(3):
         prepare_custom("tasks", f"--task={task}/3")
     shutil.copytree(tmp_path / "tasks", tmp_path / "undisturbed")
-    command.merge(tmp_path / "undisturbed")
+    merging.merge(tmp_path / "undisturbed")
     whole = files_of(tmp_path / "undisturbed")
 
     class Killed(BaseException):
@@ -794,11 +793,11 @@ def test_a_merge_killed_anywhere_and_repeated(prepare_custom, in_this_process, t
             patch.setattr(os, "replace", once(os.replace))
             patch.setattr(shutil, "rmtree", once(shutil.rmtree))
             try:
-                command.merge(out)
+                merging.merge(out)
                 break
             except Killed:
                 pass
-        command.merge(out)
+        merging.merge(out)
         assert files_of(out) == whole
         shutil.rmtree(out)
     assert k > 15  # every rename was the last of a run
@@ -835,10 +834,10 @@ def test_tasks_share_the_files_in_order(tmp_path, sizes):
     for file, size in zip(files, sizes, strict=True):
         file.write_bytes(b"x" * size)
     for n_tasks in range(1, len(sizes) + 1):
-        shares = [command.task_files(files, task, n_tasks) for task in range(n_tasks)]
+        shares = [merging.task_files(files, task, n_tasks) for task in range(n_tasks)]
         assert [file for share in shares for file in share] == files and all(shares)
     with pytest.raises(ValueError, match="smaller N"):
-        command.task_files(files, 0, len(sizes) + 1)
+        merging.task_files(files, 0, len(sizes) + 1)
 
 
 def test_the_slurm_array(corpus, toy_folder, tmp_path, prepare_custom):
@@ -1015,12 +1014,12 @@ def test_verify_of_no_dataset(tmp_path, capsys):
     [
         ("", "which tokenizer\\? pass --tokenizer=qwen3"),
         ("--tokenizer=TOY", "which text\\? pass --source=FOLDER"),
-        ("--tokenizer=qwen4 --source=IN", "tokenizer 'qwen4' is none of gpt2, llama2, llama3, qwen3"),
+        ("--tokenizer=qwen4 --source=IN", "tokenizer 'qwen4' is not one of gpt2, llama2, llama3, qwen3"),
         ("--tokenizer=IN --source=IN", r"tokenizer\.json is missing"),
         ("--tokenizer=TOY --source=nowhere/*.jsonl", "matches nothing"),
         ("--tokenizer=TOY --source=IN --val_fraction=0", "val_fraction=0"),
-        ("--tokenizer=TOY --source=IN --val_fraction=1.5", "val_fraction=1.5 must lie between"),
-        ("--tokenizer=TOY --source=IN --val_fraction=nan", "val_fraction=nan must lie between"),
+        ("--tokenizer=TOY --source=IN --val_fraction=1.5", "val_fraction=1.5 must lie in"),
+        ("--tokenizer=TOY --source=IN --val_fraction=nan", "val_fraction=nan must lie in"),
         ("--tokenizer=TOY --source=IN --shard_tokens=0", "shard_tokens=0 must be at least 1"),
         ("--tokenizer=TOY --source=IN --limit=0", "limit=0 must be at least 1"),
         ("--tokenizer=TOY --source=IN --workers=0", "workers=0 must be at least 1"),

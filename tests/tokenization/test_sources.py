@@ -10,8 +10,11 @@ import random
 import pytest
 from backports import zstd
 
-from tokenization import sources
-from tokenization.sources import FileSource, HubSource, find_files
+from base.errors import MissingFile
+from tokenization import cutting
+from tokenization.batches import TOO_LONG
+from tokenization.file_source import BATCH_BYTES, FileSource, find_files
+from tokenization.hub_source import HubSource
 
 SEPARATOR = "\n---\n"
 ROWS = [
@@ -75,7 +78,7 @@ def write(tmp_path):
     return write
 
 
-def source_of(*files, batch_bytes=sources.BATCH_BYTES, separator=SEPARATOR, **arguments):
+def source_of(*files, batch_bytes=BATCH_BYTES, separator=SEPARATOR, **arguments):
     return FileSource(list(files), separator=separator, batch_bytes=batch_bytes, **arguments)
 
 
@@ -96,7 +99,7 @@ def problems_of(source):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("batch_bytes", [1, 300, 4 << 20])
 def test_every_format_gives_the_same_rows(write, name, batch_bytes, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 117)
+    monkeypatch.setattr(cutting, "PIECE_BYTES", 117)
     source = source_of(write(name, FORMATS[name]()), batch_bytes=batch_bytes, source_field="meta.set")
     rows = rows_of(source)
     assert [row.text for row in rows] == TEXTS
@@ -110,7 +113,7 @@ def test_every_format_gives_the_same_rows(write, name, batch_bytes, monkeypatch)
 def test_any_position_is_a_place_to_go_on_from(write, name, monkeypatch):
     """Batches are cut elsewhere then, but the rows behind a position are the same, whatever the size of
     batches."""
-    monkeypatch.setattr(sources, "PIECE_BYTES", 64)
+    monkeypatch.setattr(cutting, "PIECE_BYTES", 64)
     content = FORMATS[name]()
     files = [write(f"{i}/{name}", content) for i in range(2)]
     random_ = random.Random(name)
@@ -143,7 +146,7 @@ def test_separators_that_overlap_themselves(write, suffix, monkeypatch):
         expected = expected if expected[-1] else expected[:-1]
         file = write(f"{case}.txt{suffix}", compress(content.encode()))
         for piece in (1, 2, 3, 7):
-            monkeypatch.setattr(sources, "PIECE_BYTES", piece)
+            monkeypatch.setattr(cutting, "PIECE_BYTES", piece)
             source = source_of(file, batch_bytes=random_.randrange(1, 9), separator="\n\n")
             assert texts_of(source) == expected
             assert sum(batch.n_rows for batch in source.batches(None)) == len(expected)
@@ -170,8 +173,8 @@ def test_text_without_separator_is_one_document(write):
 def test_a_document_that_is_too_long_is_one_bad_row(write, name, piece, monkeypatch):
     """Its rest is passed over in bounded memory, the separator crossing the edge of a piece or not; the
     rows around it stay."""
-    monkeypatch.setattr(sources, "PIECE_BYTES", piece)
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 600)
+    monkeypatch.setattr(cutting, "PIECE_BYTES", piece)
+    monkeypatch.setattr(cutting, "MAX_DOCUMENT_BYTES", 600)
     compress = {".gz": gzip.compress, ".zst": zstd.compress}.get(name[-4:].lstrip("l"), bytes)
     for long in (601, 615, 630, 640, 644, 2000, 2001, 2002, 2003, 2004, 2005):
         texts = ["before", "b" * long, "after", "", "c" * long, "d" * long]
@@ -181,7 +184,7 @@ def test_a_document_that_is_too_long_is_one_bad_row(write, name, piece, monkeypa
         for batch_bytes in (1, 50, 4 << 20):
             source = source_of(file, batch_bytes=batch_bytes)
             rows = [(row.where.rpartition(":")[2], row.text, row.problem) for row in rows_of(source)]
-            bad = sources.TOO_LONG
+            bad = TOO_LONG
             expected = [
                 ("1", "before", None),
                 ("2", "", bad),
@@ -201,8 +204,8 @@ def test_a_document_that_is_too_long_is_one_bad_row(write, name, piece, monkeypa
 
 
 def test_too_long_without_separator(write, monkeypatch):
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 100)
-    monkeypatch.setattr(sources, "PIECE_BYTES", 30)
+    monkeypatch.setattr(cutting, "MAX_DOCUMENT_BYTES", 100)
+    monkeypatch.setattr(cutting, "PIECE_BYTES", 30)
     files = [
         write("a.txt", b"a" * 100),
         write("b.txt", b"b" * 101),
@@ -212,8 +215,8 @@ def test_too_long_without_separator(write, monkeypatch):
     rows = rows_of(source_of(*files, separator=None))
     assert [(row.text, row.problem) for row in rows] == [
         ("a" * 100, None),
-        ("", sources.TOO_LONG),
-        ("", sources.TOO_LONG),
+        ("", TOO_LONG),
+        ("", TOO_LONG),
         ("d", None),
     ]
 
@@ -371,7 +374,7 @@ def test_empty_files_hold_no_rows(write):
 
 
 def test_bytes_read_sum_to_the_size_of_the_files(write, monkeypatch):
-    monkeypatch.setattr(sources, "PIECE_BYTES", 100)
+    monkeypatch.setattr(cutting, "PIECE_BYTES", 100)
     for name in ("a.jsonl", "a.txt", "a.jsonl.gz", "frames.jsonl.zst"):
         source = source_of(write(name, FORMATS[name]()), batch_bytes=500)
         batches = list(source.batches(None))
@@ -400,9 +403,9 @@ def test_find_files(write, tmp_path):
 @pytest.mark.parametrize(
     "source, kind, message",
     [
-        ("absent", FileNotFoundError, "no file, no folder, and matches nothing"),
-        ("absent/*.jsonl", FileNotFoundError, "matches nothing"),
-        ("empty", FileNotFoundError, r"holds no \.jsonl"),
+        ("absent", MissingFile, "no file, no folder, and matches nothing"),
+        ("absent/*.jsonl", MissingFile, "matches nothing"),
+        ("empty", MissingFile, r"holds no \.jsonl"),
         ("a.doc", ValueError, "of no known format"),
         ("*.doc", ValueError, "of no known format"),
         ("a.zst", ValueError, "of no known format"),
@@ -489,7 +492,7 @@ def test_hub_dataset_that_lacks_the_column(hub, offline):
 
 
 def test_hub_dataset_without_a_network(offline):
-    with pytest.raises(FileNotFoundError, match=r"cannot be had from the hub .*--source=FILES") as error:
+    with pytest.raises(MissingFile, match=r"cannot be had from the hub .*--source=FILES") as error:
         HubSource("no-such-user/no-such-dataset")
     assert "\n" not in str(error.value)
 

@@ -1,0 +1,244 @@
+"""Rows that are tokenized together: what the reader cuts and a worker parses, in each format. A batch travels
+from one process to the other; parsing is the worker's share of the work."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from base.errors import InputError, one_line, require
+from tokenization import cutting
+
+TOO_LONG = "longer than 64 MiB; text files are cut into documents with --separator"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(slots=True)
+class Row:
+    """One document, or why it is not one."""
+
+    where: str  # "file:line" for people
+    text: str = ""
+    source: str = ""  # the part of the corpus it belongs to, for the statistics
+    problem: str | None = None
+
+
+class Batch(Protocol):
+    """Rows that are tokenized together. It travels to another process."""
+
+    n_rows: int
+    read_bytes: int  # of the files, compressed as they are, since the batch before
+    next_position: dict[str, Any]  # JSON: where the next batch begins
+
+    def rows(self) -> Iterator[Row]: ...
+
+
+class Source(Protocol):
+    """Where documents come from, in an order that no number of workers, batch size or interruption changes."""
+
+    total_bytes: int | None  # of the files, for progress and estimates; None if unknown
+    expected_tokens: int | None  # of all of it, where total_bytes is None
+    identity: dict[str, Any]  # changes when the corpus does; JSON
+
+    def batches(self, position: dict[str, Any] | None) -> Iterator[Batch]: ...
+
+
+@dataclass
+class EndOfFile:
+    """No rows: tells that the next position is where the next file begins."""
+
+    n_rows: int
+    read_bytes: int
+    next_position: dict[str, Any]
+
+    def rows(self) -> Iterator[Row]:
+        return iter(())
+
+
+def limited(batches: Iterator[Batch], rows_before: int, limit: int | None) -> Iterator[Batch]:
+    """Batches up to the limit; of the last one only the first rows."""
+    rows = rows_before
+    for batch in batches:
+        if limit is not None and rows + batch.n_rows > limit:
+            if limit > rows:
+                yield FirstRows(limit - rows, batch.read_bytes, batch.next_position, batch)
+            return
+        rows += batch.n_rows
+        yield batch
+
+
+@dataclass
+class FirstRows:
+    """The first n_rows of a batch. Nothing is read after it."""
+
+    n_rows: int
+    read_bytes: int
+    next_position: dict[str, Any]
+    batch: Batch
+
+    def rows(self) -> Iterator[Any]:
+        first = self.batch.first_row
+        for row in self.batch.rows():
+            if int(row.where.rpartition(":")[2]) > first + self.n_rows:
+                return
+            yield row
+
+
+def _row_of(where: str, text: object, source: object, text_field: str) -> Row:
+    """A row of a record whose text may be missing or something else."""
+    if not isinstance(text, str):
+        kind = "missing" if text is None else f"{type(text).__name__}, not text"
+        return Row(where, problem=f"field {text_field!r} is {kind}")
+    return Row(where, text, source if isinstance(source, str) else "")
+
+
+def _decoded(where: str, content: bytes, of: str) -> Row:
+    try:
+        return Row(where, content.decode())
+    except UnicodeDecodeError as error:
+        return Row(where, problem=f"invalid UTF-8 at byte {error.start} of the {of}")
+
+
+@dataclass
+class LineBatch:
+    """Lines of a JSON Lines file, as they are."""
+
+    n_rows: int
+    read_bytes: int
+    next_position: dict[str, Any]
+    content: bytes
+    file: str
+    first_row: int
+    fields: tuple[str, str | None]
+    at_start: bool
+    problem: str | None = None
+
+    def rows(self) -> Iterator[Row]:
+        if self.problem:
+            yield Row(f"{self.file}:{self.first_row + 1}", problem=self.problem)
+            return
+        loads = require("orjson", "reading .jsonl").loads
+        content = self.content.removeprefix(BYTE_ORDER_MARK) if self.at_start else self.content
+        for number, line in enumerate(content.split(b"\n"), self.first_row + 1):
+            if line and not line.isspace():
+                yield self._row(f"{self.file}:{number}", line, loads)
+
+    def _row(self, where: str, line: bytes, loads: Callable[[bytes], object]) -> Row:
+        if len(line) > cutting.MAX_DOCUMENT_BYTES:
+            return Row(where, problem=TOO_LONG)
+        try:
+            record = loads(line)
+        except ValueError as error:
+            return Row(where, problem=_json_problem(line, error))
+        text_field, source_field = self.fields
+        source = _lookup(record, source_field) if source_field else None
+        return _row_of(where, _lookup(record, text_field), source, text_field)
+
+
+def _json_problem(line: bytes, error: ValueError) -> str:
+    try:
+        line.decode()
+    except UnicodeDecodeError as e:
+        return f"invalid UTF-8 at byte {e.start} of the line"
+    return f"invalid JSON ({error})"
+
+
+def _lookup(record: object, dotted: str) -> object:
+    """The value at `dotted`: the key itself if there is one, else key by key into nested objects; None
+    where there is none."""
+    if isinstance(record, dict) and dotted in record:
+        return record[dotted]
+    for key in dotted.split("."):
+        record = record.get(key) if isinstance(record, dict) else None
+    return record
+
+
+@dataclass
+class TextBatch:
+    """A text file, or a piece of one that ends after a separator."""
+
+    n_rows: int
+    read_bytes: int
+    next_position: dict[str, Any]
+    content: bytes
+    file: str
+    first_row: int
+    separator: bytes | None
+    at_start: bool
+    problem: str | None = None
+
+    def rows(self) -> Iterator[Row]:
+        if self.problem:
+            yield Row(f"{self.file}:{self.first_row + 1}", problem=self.problem)
+            return
+        content = self.content.removeprefix(BYTE_ORDER_MARK) if self.at_start else self.content
+        for number, piece in enumerate(cutting.documents(content, self.separator), self.first_row + 1):
+            where = f"{self.file}:{number}"
+            if len(piece) > cutting.MAX_DOCUMENT_BYTES:
+                yield Row(where, problem=TOO_LONG)
+            else:
+                yield _decoded(where, piece, "document")
+
+
+@dataclass
+class TableBatch:
+    """Rows of a pyarrow.RecordBatch."""
+
+    n_rows: int
+    read_bytes: int
+    next_position: dict[str, Any]
+    table: Any
+    file: str
+    first_row: int
+    names: list[str]
+
+    def rows(self) -> Iterator[Row]:
+        columns = [self._column(name) for name in self.names]
+        for number, values in enumerate(zip(*columns, strict=True), self.first_row + 1):
+            where, text, source = f"{self.file}:{number}", values[0], values[1] if len(values) > 1 else None
+            if isinstance(text, bytes):
+                row = _decoded(where, text, "text")
+                row.source = source if isinstance(source, str) else ""
+                yield row
+            else:
+                yield _row_of(where, text, source, self.names[0])
+
+    def _column(self, name: str) -> list[object]:
+        """Its values. Raises InputError where pyarrow cannot give them."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        top, *nested = name.split(".") if name not in self.table.schema.names else [name]
+        column = self.table.column(top)
+        try:
+            if nested:
+                column = pc.struct_field(column, nested)
+            if pa.types.is_dictionary(column.type):
+                column = column.dictionary_decode()
+            try:
+                return column.to_pylist()
+            except UnicodeDecodeError:  # a string column may hold anything: look at its bytes
+                large = pa.types.is_large_string(column.type)
+                return column.view(pa.large_binary() if large else pa.binary()).to_pylist()
+        except (pa.ArrowException, ValueError, OverflowError, ImportError) as error:
+            raise InputError(f"{self.file}: column {name!r} is not text ({one_line(error)})") from error
+
+
+@dataclass
+class RecordBatch:
+    """Rows of `datasets`: {column: [value, …]}."""
+
+    n_rows: int
+    read_bytes: int
+    next_position: dict[str, Any]
+    columns: dict[str, list[Any]]
+    where: str
+    first_row: int
+    fields: tuple[str, str | None]
+
+    def rows(self) -> Iterator[Row]:
+        text_field, source_field = self.fields
+        for i in range(self.n_rows):
+            record = {name: values[i] for name, values in self.columns.items()}
+            source = _lookup(record, source_field) if source_field else None
+            where = f"{self.where}:{self.first_row + i + 1}"
+            yield _row_of(where, _lookup(record, text_field), source, text_field)
