@@ -10,7 +10,7 @@ of its own, which no other number of ranks could read. Rows, each a median over 
     save      until everything is on the disk, ms. Each side ends with an fsync of each of its files and of their folder: ours
               and DCP (FileSystemWriter, sync_files=True) sync their files themselves, the rest is done here. Beforehand the
               disk is idle (os.sync), and each save goes to a new folder, the one before having been deleted.
-    blocked   how long the training cannot go on, ms: all of it, or with an asynchronous save until the copy is taken
+    blocked   how long the training stands still, ms: all of it, or with an asynchronous save until the copy is taken
     load      into the tensors of a model and its optimizers, ms, from the page cache. `ours, verified` includes the digests
               that train.py takes before it opens anything (find_checkpoint); torch and DCP have none.
 
@@ -36,7 +36,6 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
-from base.errors import InputError
 from base.fields import knob
 from base.files import fsync
 from benchmarks import records
@@ -217,8 +216,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
-    if c.rounds < 1:
-        raise InputError(f"rounds={c.rounds} must be at least 1")
     load_average = round(os.getloadavg()[0], 1)
     rows = {}
     with tempfile.TemporaryDirectory(dir=c.folder) as folder:

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 
+from base.errors import require
 from base.fields import knob
 from benchmarks import records
 from benchmarks.records import write_result
@@ -61,9 +62,8 @@ def main(argv: Sequence[str]) -> int:
 
 def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
     device = select_device(c.device)
-    batch_sizes = [int(n) for n in c.batch_sizes.split(",")]
-    import transformers
-
+    batch_sizes = records.numbers("batch_sizes", c.batch_sizes)
+    transformers = require("transformers", "the rival of this benchmark")
     transformers.logging.set_verbosity_error()
     keep_freed_memory()
     results: dict[str, Any] = {}

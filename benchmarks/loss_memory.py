@@ -105,10 +105,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
-    for name in [c.only] if c.only else c.losses.split(","):
-        if name not in LOSSES:
-            raise InputError(f"--losses: {name!r} is none of {', '.join(LOSSES)}")
-    if "torch" in c.losses and not hasattr(F, "linear_cross_entropy"):
+    names = records.names("losses", c.only or c.losses, LOSSES)
+    if "torch" in names and not hasattr(F, "linear_cross_entropy"):
         raise InputError(
             f"torch {torch.__version__} has no F.linear_cross_entropy: it came with 2.13; --losses=plain,chunked"
         )
@@ -116,7 +114,7 @@ def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
         print(json.dumps(measure(c)))
         return
     results = {}
-    for name in c.losses.split(","):
+    for name in names:
         command = [sys.executable, __file__, *argv, f"--only={name}"]
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         results[name] = json.loads(out.splitlines()[-1])

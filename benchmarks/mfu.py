@@ -99,12 +99,12 @@ def main(argv: Sequence[str]) -> int:
 
 
 def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
-    names, lengths = c.configs.split(","), [int(T) for T in c.block_sizes.split(",")]
-    for name in names:
-        if not (ROOT / "config" / f"{name}.py").is_file():
-            raise InputError(f"--configs: config/{name}.py is not there")
-    if too_long := [T for T in lengths if T < 1 or c.tokens % T]:
-        raise InputError(f"--tokens={c.tokens} is no multiple of --block_sizes={too_long[0]}")
+    names = records.names(
+        "configs", c.configs, [file.stem for file in sorted((ROOT / "config").glob("*.py"))]
+    )
+    lengths = records.numbers("block_sizes", c.block_sizes)
+    if too_long := [T for T in lengths if c.tokens % T]:
+        raise InputError(f"--tokens={c.tokens} is not a multiple of --block_sizes={too_long[0]}")
     device = select_device(c.device)
     results = {}
     for name in names:

@@ -46,7 +46,7 @@ from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from training.config import TrainConfig
 from training.optim import build_optimizers, clip_gradients
-from training.parallel import DDP, Strategy, build_strategy
+from training.parallel import build_strategy
 from training.world import World, on_ranks
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -78,15 +78,12 @@ def meta_model(c: BenchmarkConfig) -> ConfigurableGPT:
         return ConfigurableGPT(get_preset_config("qwen3", **shape, **heads, d_ff=3 * c.n_embd))
 
 
-class DDPZero(DDP):
-    """The rival: whole weights and gradients, each rank updates some of the parameters and broadcasts
-    them."""
-
-    def optimizers(self, model: ConfigurableGPT, config: TrainConfig) -> list[torch.optim.Optimizer]:
-        [whole] = super().optimizers(model, config)
-        groups = [{key: group[key] for key in ("params", "weight_decay")} for group in whole.param_groups]
-        options = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
-        return [ZeroRedundancyOptimizer(groups, torch.optim.AdamW, parameters_as_bucket_view=True, **options)]
+def zero_optimizer(model: ConfigurableGPT, config: TrainConfig) -> ZeroRedundancyOptimizer:
+    """The rival's: each rank updates some of the parameters and broadcasts them."""
+    [whole] = build_optimizers(model, config, torch.device("cpu"))
+    groups = [{key: group[key] for key in ("params", "weight_decay")} for group in whole.param_groups]
+    options = {"lr": config.learning_rate, "betas": (config.beta1, config.beta2), "fused": True}
+    return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, parameters_as_bucket_view=True, **options)
 
 
 def build(name: str, world: World, c: BenchmarkConfig) -> tuple[ConfigurableGPT, list, Callable[..., float]]:
@@ -95,13 +92,11 @@ def build(name: str, world: World, c: BenchmarkConfig) -> tuple[ConfigurableGPT,
     config = TrainConfig(**SETTINGS[name], warmup_iters=0, learning_rate=1e-4)
     device = torch.device("cpu")
     dtype = select_dtype(c.dtype, device)
-    if name == "ddp + zero":
-        strategy: Strategy = DDPZero(config, world, device, dtype)
-    else:
-        strategy = build_strategy(config, World() if name == "single" else world, device, dtype)
+    strategy = build_strategy(config, World() if name == "single" else world, device, dtype)
     model = meta_model(c)
     forward = strategy.wrap(model, seed=1)
-    optimizers = build_optimizers(model, config, torch.device("cpu"))
+    rival = name == "ddp + zero"
+    optimizers = [zero_optimizer(model, config)] if rival else build_optimizers(model, config, device)
     ids = torch.randint(
         c.vocab_size, (c.batch_size, c.block_size + 1), generator=torch.Generator().manual_seed(world.rank)
     )

@@ -34,7 +34,6 @@ from functools import partial
 import numpy as np
 import torch
 
-from base.errors import InputError
 from base.fields import knob
 from base.files import write_json
 from base.provenance import git_state, versions
@@ -194,15 +193,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def bench(options: BenchmarkConfig, argv: Sequence[str]) -> None:
-    strategies = [name for name in options.strategies.split(",") if name != "none"]
-    if not set(options.shapes.split(",")) <= set(SHAPES) or not set(strategies) <= set(STRATEGIES):
-        known = f"some of {','.join(SHAPES)} and of {','.join(STRATEGIES)} (or none)"
-        raise InputError(f"--shapes={options.shapes} --strategies={options.strategies}: {known}")
+    shapes = records.names("shapes", options.shapes, SHAPES)
+    strategies = records.names("strategies", options.strategies, [*STRATEGIES, "none"])
+    strategies = [name for name in strategies if name != "none"]
     git = git_state()  # now: the checkout may move while this runs
     origin = {"command": " ".join(["python benchmarks/plan_memory.py", *argv]), "git": git}
     peaks, largest = [], []
     with tempfile.TemporaryDirectory() as folder:
-        for shape in options.shapes.split(","):
+        for shape in shapes:
             dataset = write_dataset(Path(folder) / shape, SHAPES[shape][0])
             peaks += compare_peaks(shape, strategies, dataset)
             if options.largest:

@@ -1,14 +1,16 @@
 """What the benchmarks share: flags, and results that say how they were made."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from base import cli
-from base.fields import check
+from base.cli import parse_value
+from base.errors import InputError
+from base.fields import check, check_bounds
 from base.files import write_json
 from base.provenance import git_state, versions
 from hardware.device import device_name
@@ -18,15 +20,33 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def run(
-    argv: Sequence[str], doc: str, kind: type[Config], work: Callable[[Config, Sequence[str]], None]
+    argv: Sequence[str], doc: str, kind: type[Config], work: Callable[[Config, Sequence[str]], int | None]
 ) -> int:
-    """The whole of a benchmark: work(config, argv) measures, prints and, where it is asked to, stores."""
+    """The whole of a benchmark: work(config, argv) measures, prints, stores its result where the flags ask
+    for it, and returns an exit code or None."""
 
-    def checked(config: Config) -> None:
+    def checked(config: Config) -> int | None:
         check(config)
-        work(config, argv)
+        return work(config, argv)
 
     return cli.run(argv, doc, kind, checked)
+
+
+def numbers(flag: str, text: str) -> list[int]:
+    """The positive whole numbers of a flag such as --batch_sizes=1,8. Raises InputError."""
+    found = [parse_value(flag, word, int) for word in text.split(",")]
+    for number in found:
+        check_bounds(flag, number, "[1, inf)")
+    return found
+
+
+def names(flag: str, text: str, known: Collection[str]) -> list[str]:
+    """The words of a flag such as --shapes=a,b, each of which must be known. Raises InputError."""
+    found = text.split(",")
+    for name in found:
+        if name not in known:
+            raise InputError(f"--{flag}: {name!r} is none of {', '.join(known)}")
+    return found
 
 
 def write_result(name: str, script: str, argv: Sequence[str], device: torch.device, **fields: Any) -> Path:

@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 import torch
 
-from base.errors import InputError, MissingPackage
+from base.errors import MissingPackage
 from base.fields import knob
 from benchmarks import records
 from benchmarks.contestants import CLOCKS
@@ -48,6 +48,7 @@ ALLOCATOR = {  # what keep_freed_memory sets, as environment variables of glibc
     "MALLOC_TOP_PAD_": "67108864",
 }
 MODES = ("bf16 compiled", "bf16 eager", "fp32 compiled", "fp32 eager")
+RIVALS = {"hf": "transformers", "nanogpt_shape": "transformers", "litgpt": "litgpt"}  # and their packages
 SHAPE = ("n_layer", "n_embd", "n_head", "num_key_value_heads", "head_dim", "d_ff", "vocab_size", "block_size")
 
 
@@ -76,10 +77,8 @@ class BenchmarkConfig:
     write: bool = knob(False, "store the result under benchmarks/results/")
 
     def __post_init__(self) -> None:
-        for name, known in (("vs", ("hf", "nanogpt_shape", "litgpt")), ("modes", MODES)):
-            for word in getattr(self, name).split(","):
-                if word not in known:
-                    raise InputError(f"--{name}: {word!r} is none of {', '.join(known)}")
+        records.names("vs", self.vs, RIVALS)
+        records.names("modes", self.modes, MODES)
 
 
 class Side:
@@ -181,14 +180,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
-    for name, package in (
-        ("litgpt", "litgpt"),
-        ("hf", "transformers"),
-        ("nanogpt_shape", "transformers"),
-    ):
-        if name in c.vs.split(",") and find_spec(package) is None:
+    for name in c.vs.split(","):
+        if find_spec(RIVALS[name]) is None:
             raise MissingPackage(
-                f"--vs={name} needs the package {package}: install it or leave {name} out of --vs"
+                f"--vs={name} needs the package {RIVALS[name]}: install it or leave {name} out of --vs"
             )
     if c.clock == "cpu":
         torch.set_num_threads(1)
