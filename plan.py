@@ -26,10 +26,10 @@ from training.config import TrainConfig, load_config_and
 
 def main(argv: Sequence[str]) -> int:
     logging.basicConfig(format="%(message)s")
-    if cli.wants_help(argv):
-        print(cli.help_text(__doc__, PlanOptions, ModelArchitectureConfig, TrainConfig))
-        return 0
-    with input_errors():
+    with cli.reader_may_leave(), input_errors():
+        if cli.wants_help(argv):
+            print(cli.help_text(__doc__, PlanOptions, ModelArchitectureConfig, TrainConfig))
+            return 0
         c, train, options = parse(argv)
         plan = make_plan(c, train, options)
         print(json.dumps(plan, indent=2) if options.json else "\n".join(report(plan)))

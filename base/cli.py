@@ -10,7 +10,8 @@ InputError ends a program with one line and exit code 2 (base/errors.py)."""
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -25,15 +26,23 @@ BOOL_WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, 
 def run(argv: Sequence[str], doc: str, kind: type[Record], work: Callable[[Record], int | None]) -> int:
     """The whole of a program whose flags are the fields of one record. Returns its exit code."""
     logging.basicConfig(format="%(message)s")
-    if wants_help(argv):
-        print(help_text(doc, kind))
-        return 0
+    code = 0
+    with reader_may_leave(), input_errors():
+        if wants_help(argv):
+            print(help_text(doc, kind))
+        else:
+            code = work(read(argv, kind)) or 0
+    return code
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Whoever reads the output, as head, may have enough before its end: that is no failure."""
     try:
-        with input_errors():
-            return work(read(argv, kind)) or 0
-    except BrokenPipeError:  # whoever reads, as head, has enough
+        yield
+        sys.stdout.flush()  # while it can still be caught
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def read(argv: Sequence[str], kind: type[Record]) -> Record:

@@ -1,5 +1,8 @@
 """What a training step costs, and what a device can do."""
 
+import torch
+
+from model_components import FFNS
 from model_config import ModelArchitectureConfig
 
 
@@ -10,7 +13,8 @@ def matmul_weights(config: ModelArchitectureConfig) -> int:
     attention = (
         c.n_embd * c.head_dim * (c.n_head + 2 * c.num_key_value_heads) + c.n_head * c.head_dim * c.n_embd
     )
-    ffn = (3 if c.ffn_type == "swiglu" else 2) * c.n_embd * c.d_ff
+    with torch.device("meta"):
+        ffn = sum(p.numel() for p in FFNS[c.ffn_type](c).parameters() if p.dim() > 1)
     return c.n_layer * (attention + ffn) + c.vocab_size * c.n_embd
 
 

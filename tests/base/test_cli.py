@@ -1,5 +1,8 @@
 """Command lines: typed flags, words, help from the fields, one line and exit code 2 for wrong input and for nothing else."""
 
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -67,6 +70,19 @@ def test_a_word_means_the_flag_that_it_fits(tmp_path, monkeypatch):
 def test_the_code_is_what_the_work_returns(capsys):
     assert cli.run([], "doc", Options, lambda config: None) == 0
     assert cli.run(["--count=7"], "doc", Options, lambda config: config.count) == 7
+
+
+@pytest.mark.parametrize("flags", [["--help"], ["config/quickstart.py", "--gpu=H100", "--json"]])
+def test_whoever_reads_may_leave_before_the_end(flags):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "plan.py", *flags], stdout=write, stderr=subprocess.PIPE, text=True
+        )
+    finally:
+        os.close(write)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_other_exceptions_are_ours_and_keep_their_traceback():

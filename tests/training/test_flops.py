@@ -1,12 +1,15 @@
 """FLOPs against hand-worked totals and torch's counter; peaks against the datasheets."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import model_components
 from hardware.gpus import peak_flops_per_s
 from model_builder import ConfigurableGPT
-from model_config import PRESET_CONFIGS, get_preset_config
+from model_config import PRESET_CONFIGS, ModelArchitectureConfig, get_preset_config
 from training.config import load_config
 from training.flops import flops_per_token, matmul_weights
 
@@ -19,6 +22,18 @@ def test_qwen3_1_7b_by_hand():
     assert flops_per_token(config, T=4096) == 6 * n_matmul + 6 * 28 * 16 * 128 * 4096
     assert flops_per_token(config, T=4096) / 1e9 == pytest.approx(11.73, abs=0.005)
     assert flops_per_token(config, T=4096, full_attention=True) / 1e9 == pytest.approx(13.14, abs=0.005)
+
+
+def test_a_feed_forward_network_of_ones_own_counts_its_own_matrices(monkeypatch):
+    class OneMatrix(torch.nn.Module):
+        def __init__(self, config: ModelArchitectureConfig) -> None:
+            super().__init__()
+            self.only = torch.nn.Linear(config.n_embd, config.n_embd)  # its bias multiplies nothing
+
+    swiglu = get_preset_config("llama2", n_layer=2, n_embd=64, n_head=4, vocab_size=97)
+    monkeypatch.setitem(model_components.FFNS, "one_matrix", OneMatrix)
+    own = dataclasses.replace(swiglu, ffn_type="one_matrix")
+    assert matmul_weights(swiglu) - matmul_weights(own) == 2 * (3 * 64 * swiglu.d_ff - 64 * 64)
 
 
 @pytest.mark.parametrize("tied", [True, False])
