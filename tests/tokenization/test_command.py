@@ -56,6 +56,15 @@ def test_help_names_every_flag(capsys):
         assert f"--{name}" in printed
 
 
+def test_help_shows_the_defaults_of_its_script(capsys, tmp_path):
+    assert (
+        command.run("doc", tmp_path, ["--help"], tokenizer="qwen3", repo="a/b", source_field="meta.set") == 0
+    )
+    printed = capsys.readouterr().out
+    for default in ("qwen3", str(tmp_path), "meta.set"):
+        assert f"(default {default!r})" in printed
+
+
 def test_without_a_network_the_message_says_what_to_do(tmp_path, qwen3_folder):
     flags = [f"--out_dir={tmp_path / 'out'}", f"--tokenizer={qwen3_folder}"]
     done = subprocess.run(
