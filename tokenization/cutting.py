@@ -98,7 +98,7 @@ def cut(
             end, rest = _skip_document(stream, begin + len(content), content[-TAIL_BYTES:], separator)
             piece, too_long = content[:256], True
         else:
-            wanted = len(content) + size  # a long document: go on collecting
+            wanted = len(content) + size  # a long document: collect more
             continue
         yield piece, begin, end, too_long, read
         begin, content, wanted, told = end, rest, size, told + read

@@ -146,16 +146,20 @@ class FileSource:
         """From `row` on; a parquet file has no offset."""
         path, name = self.files[i], printable(str(self.files[i]))
         with _open_parquet(path) as file:
-            names = self._columns(file, path)
-            bytes_per_row = self._bytes_per_row(file, names[0])
-            read_per_row = size_of(path) / max(1, file.metadata.num_rows)
+            columns, groups = _layout(file, path, self.text_field)
+            if self.text_field not in columns:
+                raise InputError(
+                    f"{path}: no column {self.text_field!r}, only {', '.join(sorted(columns))}; --text_field names it"
+                )
+            names = [self.text_field, *({self.source_field} & columns)]  # statistics do without a source
+            read_per_row = size_of(path) / max(1, sum(n_rows for n_rows, _ in groups))
             done = 0
-            for group in range(file.num_row_groups):
-                n_rows = file.metadata.row_group(group).num_rows
+            for group, (n_rows, text_bytes) in enumerate(groups):
                 if done + n_rows <= row:  # before a resumed position
                     done += n_rows
                     continue
-                at_once = max(1, min(int(self.batch_bytes / bytes_per_row[group]), MOST_ROWS))
+                bytes_per_row = max(1.0, text_bytes / max(1, n_rows))
+                at_once = max(1, min(int(self.batch_bytes / bytes_per_row), MOST_ROWS))
                 tables = file.iter_batches(at_once, row_groups=[group], columns=names)
                 for table in _read(tables, path):
                     read, skip = int(read_per_row * table.num_rows), max(0, row - done)
@@ -165,25 +169,6 @@ class FileSource:
                         position = {"file": i, "offset": 0, "row": done}
                         first = done - table.num_rows
                         yield TableBatch(table.num_rows, read, position, table, name, first, names)
-
-    def _columns(self, file: Any, path: Path) -> list[str]:
-        """The columns to read. Statistics do without a source."""
-        have = {file.schema.column(c).path for c in range(len(file.schema))}
-        if self.text_field not in have:
-            raise InputError(
-                f"{path}: no column {self.text_field!r}, only {', '.join(sorted(have))}; --text_field names it"
-            )
-        return [self.text_field, *({self.source_field} & have)]
-
-    @staticmethod
-    def _bytes_per_row(file: Any, column: str) -> list[float]:
-        """Of the text, uncompressed, in each row group; at least 1."""
-        sizes = []
-        for group in map(file.metadata.row_group, range(file.num_row_groups)):
-            chunks = map(group.column, range(group.num_columns))
-            text = next(chunk for chunk in chunks if chunk.path_in_schema == column)
-            sizes.append(max(1.0, text.total_uncompressed_size / max(1, group.num_rows)))
-        return sizes
 
 
 @contextmanager
@@ -198,6 +183,20 @@ def _open_parquet(path: Path) -> Iterator[Any]:
         raise cutting.damaged(path, error) from error
     with file:
         yield file
+
+
+def _layout(file: Any, path: Path, text_field: str) -> tuple[set[str], list[tuple[int, int]]]:
+    """(its columns, of each row group its rows and the bytes of their text) by the metadata of a parquet file."""
+    try:
+        columns = {file.schema.column(c).path for c in range(len(file.schema))}
+        groups = []
+        for group in map(file.metadata.row_group, range(file.num_row_groups)):
+            chunks = map(group.column, range(group.num_columns))
+            sizes = (c.total_uncompressed_size for c in chunks if c.path_in_schema == text_field)
+            groups.append((group.num_rows, next(sizes, 0)))
+    except Exception as error:  # of many kinds, by what is damaged
+        raise cutting.damaged(path, error) from error
+    return columns, groups
 
 
 def _read(tables: Iterator[Any], path: Path) -> Iterator[Any]:

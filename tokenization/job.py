@@ -16,8 +16,8 @@ from tokenization.tokenizer_files import TokenizerFiles
 class Job:
     """What the bytes of a dataset depend on, besides its source and tokenizer."""
 
-    val_fraction: float = knob(0.005, "of the documents is held out", bounds="(0, 1)")
-    shard_tokens: int = knob(100_000_000, "in a shard", bounds="[1, inf)")
+    val_fraction: float = knob(0.005, "the part of the documents that is held out", bounds="(0, 1)")
+    shard_tokens: int = knob(100_000_000, "tokens in a shard", bounds="[1, inf)")
     limit: int | None = knob(
         None, "rows to take, of each task where there are several; none: all", bounds="[1, inf)"
     )
@@ -32,9 +32,11 @@ class Settings:
 
     workers: int | None = knob(None, "tokenizing processes; none: one for each core", bounds="[1, inf)")
     engine: str = knob(
-        "auto", "auto is the fastest that is right", choices=("auto", "tokenization.engines:ENGINES")
+        "auto",
+        "what tokenizes; auto is the fastest that is right",
+        choices=("auto", "tokenization.engines:ENGINES"),
     )
-    max_bad_rows: int = knob(100, "with more than these it stops", bounds="[0, inf)")
+    max_bad_rows: int = knob(100, "bad rows that are left out; with one more it stops", bounds="[0, inf)")
     commit_interval: float = knob(20.0, "seconds of work that a kill may cost", bounds="[0, inf]")
 
     def __post_init__(self) -> None:

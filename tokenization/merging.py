@@ -66,8 +66,9 @@ def merge(out_dir: str | Path) -> Meta:
     plan = _read_plan(plan_path)
     with writing(out_dir):
         _carry_out(plan, out_dir)
-        plan_path.unlink()
-    return plan["meta"]
+    meta = read_meta(out_dir)
+    plan_path.unlink()
+    return meta
 
 
 def _read_plan(path: Path) -> dict[str, Any]:

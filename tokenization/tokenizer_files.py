@@ -62,6 +62,7 @@ def describe(name: str, content: bytes, companions: dict[str, bytes]) -> Tokeniz
     if not isinstance(model, dict) or not isinstance(added, list) or not model.get("vocab"):
         raise _damaged(where, "it has no vocabulary")
     vocabulary = _vocabulary(model["vocab"], added, where)
+    _check_merges(model, where)
     length = max(vocabulary.values()) + 1
 
     companions = dict(companions)
@@ -121,6 +122,19 @@ def _vocabulary(tokens: Any, added: list[Any], where: str) -> dict[str, int]:
         if not isinstance(token, str) or type(i) is not int or not 0 <= i < MAX_IDS:
             raise _damaged(where, f"token {brief(token)} has id {brief(i)}")
     return dict(pairs)
+
+
+def _check_merges(model: dict[str, Any], where: str) -> None:
+    """Refuses merges that end the process: the package `tokenizers` cuts the prefix of continuing tokens off
+    the second part of each, and aborts where that is shorter."""
+    prefix, merges = model.get("continuing_subword_prefix"), model.get("merges")
+    if not prefix or not isinstance(merges, list):
+        return
+    for merge in merges:
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        second = pair[1] if isinstance(pair, list) and len(pair) == 2 else None
+        if not isinstance(prefix, str) or not isinstance(second, str) or not second.startswith(prefix):
+            raise _damaged(where, f"merge {brief(merge)} lacks the prefix {brief(prefix)}")
 
 
 def _end_of_text(added: list[dict[str, Any]], eos: Any, name: str) -> str:
