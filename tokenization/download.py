@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from base import cli, fields
 from base.fields import knob
 from base.files import writable_folder
-from tokenization.tokenizers import DATA, save_tokenizer
+from tokenization import tokenizers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +21,12 @@ class DownloadConfig:
 def run(doc: str, name: str, argv: Sequence[str]) -> int:
     """Saves the tokenizer `name`, by default in data/<name>_tokenizer, and prints its length, model rows
     and special tokens. Returns the exit code."""
-    config = fields.with_defaults(DownloadConfig, out_dir=str(DATA / f"{name}_tokenizer"))
+    config = fields.with_defaults(DownloadConfig, out_dir=str(tokenizers.DATA / f"{name}_tokenizer"))
     return cli.run(argv, doc, config, lambda chosen: download(name, chosen.out_dir))
 
 
 def download(name: str, out_dir: str) -> None:
-    found = save_tokenizer(name, writable_folder(out_dir))
+    found = tokenizers.save_tokenizer(name, writable_folder(out_dir))
     print(f"{out_dir}: tokenizer.json of {len(found.json):,} bytes, sha256 {found.sha256}")
     print(
         f"{found.length:,} tokens, {found.vocab_size:,} model rows; "
