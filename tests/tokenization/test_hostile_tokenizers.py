@@ -138,7 +138,7 @@ def test_merges_that_would_end_the_process(tokenizer_files, folder, merge):
     record = copy.deepcopy(tokenizer_files["tokenizer.json"])
     record["model"] |= {"continuing_subword_prefix": "##", "merges": [merge]}
     write_tokenizer(folder, tokenizer_files, "tokenizer.json", json.dumps(record).encode())
-    with pytest.raises(InputError, match="is damaged or not a tokenizer .merge .* lacks the prefix '##'"):
+    with pytest.raises(InputError, match=r"is damaged or not a tokenizer .merge .* lacks the prefix '##'"):
         find_tokenizer(folder)
 
 
