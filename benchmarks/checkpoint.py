@@ -29,7 +29,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,12 +56,17 @@ from training.world import World, on_ranks
 
 @dataclass(kw_only=True)
 class BenchmarkConfig:
-    state_mb: float = knob(500.0, "size of weights and optimizer state")
+    state_mb: float = knob(500.0, "size of weights and optimizer state", bounds="(0, inf)")
     rounds: int = knob(5, "after one that does not count", bounds="[1, inf)")
     folder: str | None = knob(
         None, "on the disk to be measured; None: the system's place for temporary files"
     )
     write: bool = knob(True, "store the result under benchmarks/results/")
+
+
+CPU = torch.device("cpu")
+SHAPE = {"n_embd": 512, "n_head": 8, "num_key_value_heads": 4, "head_dim": 64, "d_ff": 1536,
+         "vocab_size": 8192, "weight_tying": True, "block_size": 64}  # fmt: skip
 
 
 class NoDigest:
@@ -73,52 +79,68 @@ class NoDigest:
         return ""
 
 
-def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
-    """Medians of one world: {save or load: {side: ms}}."""
-    keep_freed_memory()  # as train.py
-    device, root = torch.device("cpu"), Path(folder, f"of_{world.size}")
-    alone = world.size == 1
-    config = TrainConfig(use_fsdp=True, async_checkpoint=True, always_save_checkpoint=True)
-    strategy = build_strategy(config, world, device, torch.float32)
-    shape = {
-        "n_embd": 512,
-        "n_head": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 64,
-        "d_ff": 1536,
-        "vocab_size": 8192,
-    }
-    layers = max(
-        1, round((c.state_mb * 1e6 / 12 - 512 * 8192) / 3.15e6)
-    )  # 12 bytes a parameter, 3.15 M parameters a layer
-    with torch.device("meta"):
-        model = ConfigurableGPT(
-            get_preset_config("qwen3", **shape, n_layer=layers, weight_tying=True, block_size=64)
-        )
-    strategy.wrap(model, seed=1)
-    optimizers = build_optimizers(model, config, torch.device("cpu"))
-    allocate_state(optimizers)
-    tensors = strategy.tensors(model, optimizers)
-    local = {
-        name: t.to_local() if isinstance(t, DTensor) else t
-        for name, t in ((n, t.detach()) for n, t in tensors.items())
-    }
-    for n, t in enumerate(local.values()):
-        t.normal_(generator=torch.Generator().manual_seed(1000 * n + (world.rank if t.dim() else 0)))
-    truth = {name: t.clone() for name, t in local.items()}
-    state = RunState()
+class Subject:
+    """A model and its optimizers in one world, sharded by FSDP where there are several ranks, with known
+    numbers in every tensor that a checkpoint holds."""
+
+    def __init__(self, world: World, config: TrainConfig, state_mb: float) -> None:
+        self.world = world
+        self.strategy = build_strategy(config, world, CPU, torch.float32)
+        # 12 bytes a parameter, 3.15 M parameters a layer
+        layers = max(1, round((state_mb * 1e6 / 12 - 512 * 8192) / 3.15e6))
+        with torch.device("meta"):
+            self.model = ConfigurableGPT(get_preset_config("qwen3", **SHAPE, n_layer=layers))
+        self.strategy.wrap(self.model, seed=1)
+        self.optimizers = build_optimizers(self.model, config, CPU)
+        allocate_state(self.optimizers)
+        for n, t in enumerate(self.local.values()):
+            t.normal_(generator=torch.Generator().manual_seed(1000 * n + (world.rank if t.dim() else 0)))
+        self.truth = {name: t.clone() for name, t in self.local.items()}
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What a checkpoint holds; DTensors where they are sharded."""
+        return self.strategy.tensors(self.model, self.optimizers)
+
+    @property
+    def local(self) -> dict[str, torch.Tensor]:
+        """The same, as far as this rank holds it."""
+        tensors = {name: t.detach() for name, t in self.tensors.items()}
+        return {name: t.to_local() if isinstance(t, DTensor) else t for name, t in tensors.items()}
+
+    def clear(self) -> None:
+        for t in self.local.values():
+            t.zero_()
+
+    def check(self, side: str) -> None:
+        now = self.local
+        same = all(torch.equal(now[name], self.truth[name]) for name in self.truth)
+        assert same, f"{side} loads something else than was saved"
+
+
+# save(folder, step) returns what waits for the end of an asynchronous save, or None
+Save = Callable[[Path, int], Callable[[], object] | None]
+Load = Callable[[Path, int], None]
+
+
+@dataclass(frozen=True)
+class Side:
+    save: Save
+    loads: dict[str, Load] = field(default_factory=dict)  # of what it has saved, by name
+
+
+def ours(subject: Subject, root: Path, config: TrainConfig) -> dict[str, Side]:
+    world, state = subject.world, RunState()
     checkpoints = Checkpoints(root / "ours, async", world, config, None, None)
-    group = None if alone else torch.distributed.new_group(backend="gloo")
 
-    # Each returns what waits for the end of an asynchronous save
-    def ours(path: Path, step: int) -> None:
-        save_checkpoint(path, tensors, replace(state, step=step), {}, world)
+    def save(path: Path, step: int) -> None:
+        save_checkpoint(path, subject.tensors, replace(state, step=step), {}, world)
 
-    def ours_without_digest(path: Path, step: int) -> None:
-        save_checkpoint(path, tensors, replace(state, step=step), {}, world, digest=NoDigest)
+    def save_without_digest(path: Path, step: int) -> None:
+        save_checkpoint(path, subject.tensors, replace(state, step=step), {}, world, digest=NoDigest)
 
-    def ours_async(path: Path, step: int) -> Callable[[], object]:
-        checkpoints.save(tensors, replace(state, step=step), {}, wait=False)
+    def save_async(path: Path, step: int) -> Callable[[], object]:
+        checkpoints.save(subject.tensors, replace(state, step=step), {}, wait=False)
 
         def wait() -> None:
             while not (done := checkpoints.events()):
@@ -127,88 +149,118 @@ def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
 
         return wait
 
-    def torch_save(path: Path, step: int) -> None:
+    def load(path: Path, step: int) -> None:
+        folder = checkpoint.checkpoint_path(path, step)
+        checkpoint.load_weights(folder, subject.model)
+        checkpoint.load_optimizers(folder, subject.model, subject.optimizers)
+
+    def load_verified(path: Path, step: int) -> None:
+        checkpoint.find_checkpoint(path, step, world)
+        load(path, step)
+
+    return {
+        "ours": Side(save, {"ours": load, "ours, verified": load_verified}),
+        "ours, no digest": Side(save_without_digest),
+        "ours, async": Side(save_async),
+    }
+
+
+def torchs(subject: Subject) -> Side:
+    """torch.save of what this rank holds, in a file of its own."""
+    rank = subject.world.rank
+
+    def save(path: Path, step: int) -> None:
         path.mkdir(parents=True, exist_ok=True)
-        with open(path / f"{world.rank}.pt", "wb") as f:
-            torch.save(local, f)
+        with open(path / f"{rank}.pt", "wb") as f:
+            torch.save(subject.local, f)
             f.flush()
             os.fsync(f.fileno())
         fsync(path)
 
-    def plain_dcp(path: Path, step: int) -> None:
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(path), no_dist=alone)
+    def load(path: Path, step: int) -> None:
+        local = subject.local
+        for name, t in torch.load(path / f"{rank}.pt", weights_only=True).items():
+            local[name].copy_(t)
+
+    return Side(save, {"torch.save": load})
+
+
+def dcps(subject: Subject) -> dict[str, Side]:
+    """torch's distributed checkpoints, with its own writer and reader."""
+    alone = subject.world.size == 1
+    group = None if alone else torch.distributed.new_group(backend="gloo")
+
+    def save(path: Path, step: int) -> None:
+        dcp.save(subject.tensors, storage_writer=dcp.FileSystemWriter(path), no_dist=alone)
         fsync(path)
 
-    def plain_dcp_async(path: Path, step: int) -> Callable[[], object]:
+    def save_async(path: Path, step: int) -> Callable[[], object]:
+        writer = dcp.FileSystemWriter(path)
         future: Future = dcp.async_save(
-            tensors, storage_writer=dcp.FileSystemWriter(path), process_group=group, no_dist=alone
+            subject.tensors, storage_writer=writer, process_group=group, no_dist=alone
         )
         return lambda: (future.result(), fsync(path))
 
-    def load_ours(path: Path, step: int) -> None:
-        checkpoint.load_weights(checkpoint.checkpoint_path(path, step), model)
-        checkpoint.load_optimizers(checkpoint.checkpoint_path(path, step), model, optimizers)
+    def load(path: Path, step: int) -> None:
+        dcp.load(subject.tensors, storage_reader=dcp.FileSystemReader(path), no_dist=alone)
 
-    def load_ours_verified(path: Path, step: int) -> None:
-        checkpoint.find_checkpoint(path, step, world)
-        load_ours(path, step)
+    return {"plain DCP": Side(save, {"plain DCP": load}), "plain DCP, async": Side(save_async)}
 
-    def load_torch(path: Path, step: int) -> None:
-        for name, t in torch.load(path / f"{world.rank}.pt", weights_only=True).items():
-            local[name].copy_(t)
 
-    def load_dcp(path: Path, step: int) -> None:
-        dcp.load(tensors, storage_reader=dcp.FileSystemReader(path), no_dist=alone)
+def elapsed_ms(world: World, call: Callable[[], object]) -> float:
+    """Until all ranks are through."""
+    world.barrier()
+    start = time.perf_counter()
+    call()
+    world.barrier()
+    return (time.perf_counter() - start) * 1e3
 
-    saves = {
-        "ours": ours,
-        "ours, no digest": ours_without_digest,
-        "torch.save": torch_save,
-        "plain DCP": plain_dcp,
-    }
-    saves |= {"ours, async": ours_async, "plain DCP, async": plain_dcp_async}
-    loads = {"ours": {"ours": load_ours, "ours, verified": load_ours_verified}}
-    loads |= {"torch.save": {"torch.save": load_torch}, "plain DCP": {"plain DCP": load_dcp}}
 
+def save_ms(world: World, save: Save, path: Path, step: int) -> tuple[float, float]:
+    """(until it is on the disk, until the training resumes)."""
+    blocked = 0.0
+
+    def whole() -> None:
+        nonlocal blocked
+        start = time.perf_counter()
+        wait = save(path, step)
+        blocked = (time.perf_counter() - start) * 1e3
+        if wait is not None:
+            wait()
+
+    os.sync()
+    return elapsed_ms(world, whole), blocked
+
+
+def measure(world: World, c: BenchmarkConfig, folder: str) -> dict[str, Any]:
+    """Medians of one world: {save, blocked or load: {side: ms}}, and the size of the state as "mb"."""
+    keep_freed_memory()  # as train.py
+    config = TrainConfig(use_fsdp=True, async_checkpoint=True, always_save_checkpoint=True)
+    subject, root = Subject(world, config, c.state_mb), Path(folder, f"of_{world.size}")
+    mine, theirs = ours(subject, root, config), dcps(subject)
+    order = ("ours", "ours, no digest", "torch.save", "plain DCP", "ours, async", "plain DCP, async")
+    sides = mine | theirs | {"torch.save": torchs(subject)}
     taken: dict[str, dict[str, list[float]]] = {"save": {}, "blocked": {}, "load": {}}
     for step in range(c.rounds + 1):
-        for side, save in saves.items():
-            path = root / side
-            os.sync()
-            world.barrier()
-            start = time.perf_counter()
-            wait = save(path, step)
-            blocked = time.perf_counter() - start
-            if wait is not None:
-                wait()
-            world.barrier()
-            taken["save"].setdefault(side, []).append((time.perf_counter() - start) * 1e3)
-            taken["blocked"].setdefault(side, []).append(blocked * 1e3)
-            for name, load in loads.get(side, {}).items():
-                for t in local.values():
-                    t.zero_()
-                world.barrier()
-                start = time.perf_counter()
-                load(path, step)
-                world.barrier()
-                taken["load"].setdefault(name, []).append((time.perf_counter() - start) * 1e3)
-                now = {
-                    n: t.to_local() if isinstance(t, DTensor) else t
-                    for n, t in strategy.tensors(model, optimizers).items()
-                }
-                assert all(torch.equal(now[n], truth[n]) for n in truth), (
-                    f"{name} loads something else than was saved"
-                )
-                local |= {n: t.detach() for n, t in now.items()}
-                tensors = strategy.tensors(model, optimizers)
+        for name in order:
+            path = root / name
+            whole, blocked = save_ms(world, sides[name].save, path, step)
+            taken["save"].setdefault(name, []).append(whole)
+            taken["blocked"].setdefault(name, []).append(blocked)
+            for way, load in sides[name].loads.items():
+                subject.clear()
+                taken["load"].setdefault(way, []).append(elapsed_ms(world, partial(load, path, step)))
+                subject.check(way)
             world.barrier()
             if world.rank == 0:
                 shutil.rmtree(path)
             world.barrier()
     medians = {
-        what: {side: statistics.median(ms[1:]) for side, ms in sides.items()} for what, sides in taken.items()
+        what: {name: statistics.median(ms[1:]) for name, ms in of_sides.items()}
+        for what, of_sides in taken.items()
     }
-    return medians | {"mb": world.sum(torch.tensor(sum(t.nbytes for t in local.values()) / 1e6)).item()}
+    held_mb = torch.tensor(sum(t.nbytes for t in subject.local.values()) / 1e6)
+    return medians | {"mb": world.sum(held_mb).item()}
 
 
 def main(argv: Sequence[str]) -> int:

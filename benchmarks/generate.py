@@ -82,61 +82,68 @@ def bench(c: BenchmarkConfig, argv: Sequence[str]) -> None:
         write_result(name, "generate.py", argv, device, unit=unit, config=asdict(c), results=results)
 
 
-def compare(c: BenchmarkConfig, B: int, device: torch.device) -> dict[str, Any]:
+@dataclass
+class Models:
+    """The same weights on both sides, in float32 for a check, then in bfloat16."""
+
+    exact: ConfigurableGPT
+    exact_theirs: Any
+    ours: ConfigurableGPT
+    theirs: Any
+    theirs_compiled: Any
+
+
+def build_models(c: BenchmarkConfig, device: torch.device) -> Models:
     from transformers import AutoModelForCausalLM
 
-    shape = {
-        name: getattr(c, name)
-        for name in ("n_layer", "n_embd", "n_head", "num_key_value_heads", "head_dim", "d_ff")
-    }
+    names = ("n_layer", "n_embd", "n_head", "num_key_value_heads", "head_dim", "d_ff", "vocab_size")
     longest = max(c.prompt_tokens + c.max_new_tokens, c.prefill_tokens + 1)
-    config = get_preset_config(
-        "qwen3", **shape, vocab_size=c.vocab_size, block_size=longest, weight_tying=True
-    )
+    shape = {name: getattr(c, name) for name in names} | {"block_size": longest, "weight_tying": True}
     with tempfile.TemporaryDirectory() as folder:
-        save_hf(ConfigurableGPT(config, seed=0), folder)
+        save_hf(ConfigurableGPT(get_preset_config("qwen3", **shape), seed=0), folder)
         exact, exact_theirs = load_hf(folder), AutoModelForCausalLM.from_pretrained(folder)
         ours = load_hf(folder, device=device, dtype=torch.bfloat16)
-        theirs, theirs_compiled = (
+        theirs, compiled = (
             AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).to(device) for _ in range(2)
         )
-    theirs_compiled.forward = torch.compile(theirs_compiled.forward, dynamic=False)
+    compiled.forward = torch.compile(compiled.forward, dynamic=False)
+    return Models(exact, exact_theirs, ours, theirs, compiled)
+
+
+def our_call(model: ConfigurableGPT, ids: torch.Tensor, n: int, compiled: bool = True) -> list[list[int]]:
+    return [x.ids for x in generate(model, ids.tolist(), n, Sampling(temperature=0), compiled=compiled)]
+
+
+def their_call(model: Any, ids: torch.Tensor, n: int, **options: str) -> list[list[int]]:
+    ids = ids.to(model.device)
+    lengths = {"max_new_tokens": n, "min_new_tokens": n}
+    with torch._inductor.config.patch(freezing=model.device.type == "cpu"):
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, **lengths, **options)
+    return out[:, ids.size(1) :].tolist()
+
+
+def compare(c: BenchmarkConfig, B: int, device: torch.device) -> dict[str, Any]:
+    """Rates, times and ratios at B prompts at a time."""
+    m = build_models(c, device)
     generator = torch.Generator().manual_seed(1)
     prompts, long_prompts = (
         torch.randint(c.vocab_size, (B, n), generator=generator) for n in (c.prompt_tokens, c.prefill_tokens)
     )
-
-    def our_call(model: ConfigurableGPT, ids: torch.Tensor, n: int, compiled: bool = True) -> list[list[int]]:
-        return [x.ids for x in generate(model, ids.tolist(), n, Sampling(temperature=0), compiled=compiled)]
-
-    def their_call(model: Any, ids: torch.Tensor, n: int, **options: str) -> list[list[int]]:
-        ids = ids.to(model.device)
-        with torch._inductor.config.patch(freezing=device.type == "cpu"):
-            out = model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=n,
-                min_new_tokens=n,
-                do_sample=False,
-                **options,
-            )
-        return out[:, ids.size(1) :].tolist()
-
     check = min(32, c.max_new_tokens)
-    same = our_call(exact, prompts, check, compiled=False) == their_call(exact_theirs, prompts, check)
+    same = our_call(m.exact, prompts, check, compiled=False) == their_call(m.exact_theirs, prompts, check)
     assert same, "the two do not generate the same tokens in float32"
-    del exact, exact_theirs
+    del m.exact, m.exact_theirs
 
     n, static = c.max_new_tokens, {"cache_implementation": "static"}
     decode = {
-        "nanofoundry": lambda: our_call(ours, prompts, n),
-        "nanofoundry eager": lambda: our_call(ours, prompts, n, compiled=False),
-        "transformers": lambda: their_call(theirs, prompts, n),
-        "transformers compiled": lambda: their_call(theirs_compiled, prompts, n, **static),
+        "nanofoundry": lambda: our_call(m.ours, prompts, n),
+        "nanofoundry eager": lambda: our_call(m.ours, prompts, n, compiled=False),
+        "transformers": lambda: their_call(m.theirs, prompts, n),
+        "transformers compiled": lambda: their_call(m.theirs_compiled, prompts, n, **static),
     }
     prefill = {
-        "nanofoundry": lambda: our_call(ours, long_prompts, 1, compiled=False),
-        "transformers": lambda: their_call(theirs, long_prompts, 1),
+        "nanofoundry": lambda: our_call(m.ours, long_prompts, 1, compiled=False),
+        "transformers": lambda: their_call(m.theirs, long_prompts, 1),
     }
     first = {name: seconds(call) for name, call in decode.items()}
     decode_s, prefill_s = medians(decode, c.rounds), medians(prefill, 2 * c.rounds)
