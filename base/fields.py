@@ -18,6 +18,7 @@ import difflib
 import functools
 import importlib
 import math
+import os
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -167,7 +168,8 @@ def _number(text: str) -> float:
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """The tail of an error message: the nearest known word, or all of them where they are few."""
     known = list(known)
-    near = difflib.get_close_matches(word if isinstance(word, str) else shown(word), known, n=1, cutoff=0.6)
+    text = str(word) if isinstance(word, (str, os.PathLike)) else shown(word)
+    near = difflib.get_close_matches(text, known, n=1, cutoff=0.6)
     if near:
         return f": did you mean {near[0]!r}?"
     return f": one of {', '.join(known)}" if 0 < len(known) <= 12 else ""

@@ -10,6 +10,8 @@ from base.errors import InputError, MissingFile
 from tokens.dataset import Dataset, dataset_folder
 from tokens.reader import open_tokens
 
+pytest_plugins = ["tokens_fixtures"]
+
 
 def test_a_missing_dataset_says_what_to_do(tmp_path):
     (tmp_path / "slimpajama").mkdir()

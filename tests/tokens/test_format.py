@@ -15,6 +15,8 @@ from tokens.format import read_meta, write_meta
 from tokens.reader import open_tokens
 from tokens.verify import verify
 
+pytest_plugins = ["tokens_fixtures"]
+
 
 def test_write_meta_refuses_ids_without_a_row(tmp_path):
     splits = {"train": write_split(tmp_path, "train", [np.array([1, 99])])}

@@ -10,6 +10,8 @@ from toy_tokens import BASE, Source, mixture, windows_of
 from tokens.loader import BatchLoader, evaluation_batches
 from tokens.mixture import Mixture, parse_mixture
 
+pytest_plugins = ["tokens_fixtures"]
+
 
 def test_a_mixture_is_parsed_exactly(tmp_path):
     assert parse_mixture("a", tmp_path) == ({"a": 1}, None)

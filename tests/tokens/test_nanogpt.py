@@ -11,6 +11,8 @@ from base.errors import InputError, MissingFile
 from tokens.nanogpt import read_nanogpt_meta
 from tokens.reader import open_tokens
 
+pytest_plugins = ["tokens_fixtures"]
+
 
 def test_nanogpt_folder(nanogpt):
     folder, ids = nanogpt

@@ -13,6 +13,8 @@ from tokens.nanogpt import read_nanogpt_meta
 from tokens.plain_values import plain_values
 from tokens.reader import open_tokens
 
+pytest_plugins = ["tokens_fixtures"]
+
 
 class Hostile:
     def __reduce__(self):

@@ -12,6 +12,8 @@ from base.errors import InputError, MissingFile
 from tokens.format import read_meta
 from tokens.reader import open_tokens
 
+pytest_plugins = ["tokens_fixtures"]
+
 
 def drop_bytes(folder):
     path = folder / "train_00001.bin"

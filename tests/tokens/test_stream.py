@@ -10,6 +10,8 @@ from base.errors import InputError
 from tokens import stream
 from tokens.reader import open_tokens
 
+pytest_plugins = ["tokens_fixtures"]
+
 
 def test_read_is_a_slice_of_the_whole(tmp_path):
     ids = write_dataset(tmp_path)

@@ -9,6 +9,8 @@ from toy_tokens import EOT, VOCAB, edit_meta, poke
 from base.errors import MissingFile
 from tokens.verify import verify
 
+pytest_plugins = ["tokens_fixtures"]
+
 
 @pytest.fixture
 def verified(dataset):

@@ -1,4 +1,4 @@
-"""A dataset in our format and one in nanoGPT's."""
+"""A dataset in our format and one in nanoGPT's, for modules that say `pytest_plugins = ["tokens_fixtures"]`."""
 
 import pickle
 
