@@ -8,7 +8,7 @@ from toy_tokens import write_dataset
 
 
 @pytest.fixture
-def dataset(tmp_path):
+def toy_dataset(tmp_path):
     write_dataset(tmp_path / "d")
     return tmp_path / "d"
 

@@ -36,20 +36,20 @@ SIZES = dict(
 )
 
 
-def test_a_run_reads_its_share_of_both_splits(dataset):
-    whole = Dataset(str(dataset), dataset.parent, **SIZES)
-    shares = [Dataset(str(dataset), dataset.parent, rank=r, world_size=2, **SIZES) for r in range(2)]
+def test_a_run_reads_its_share_of_both_splits(toy_dataset):
+    whole = Dataset(str(toy_dataset), toy_dataset.parent, **SIZES)
+    shares = [Dataset(str(toy_dataset), toy_dataset.parent, rank=r, world_size=2, **SIZES) for r in range(2)]
     assert [list(d.loader.own_micro_steps) for d in (whole, *shares)] == [[0, 1, 2, 3], [0, 2], [1, 3]]
     batches = list(whole.evaluation_batches("val"))
     mine = [list(d.evaluation_batches("val")) for d in shares]
     for i, batch in enumerate(batches):
         assert all(map(torch.equal, batch, mine[i % 2][i // 2]))
-    tokens = open_tokens(dataset, "train", VOCAB)
+    tokens = open_tokens(toy_dataset, "train", VOCAB)
     assert whole.record(max_iters=10) == {
-        "dataset": str(dataset),
+        "dataset": str(toy_dataset),
         "sources": [
             {
-                "dataset": str(dataset),
+                "dataset": str(toy_dataset),
                 "weight": 1.0,
                 "tokens": tokens.n_tokens,
                 "epochs": 80 / ((tokens.n_tokens - 1) // 16),
@@ -62,8 +62,8 @@ def test_a_run_reads_its_share_of_both_splits(dataset):
     }
 
 
-def test_document_masking_needs_an_end_of_text_id(dataset, nanogpt):
-    masked = Dataset(str(dataset), dataset.parent, document_masking=True, **SIZES)
+def test_document_masking_needs_an_end_of_text_id(toy_dataset, nanogpt):
+    masked = Dataset(str(toy_dataset), toy_dataset.parent, document_masking=True, **SIZES)
     assert len(masked.loader.micro_batch(0, 0)) == len(next(masked.evaluation_batches("val"))) == 3
     folder, _ = nanogpt
     sizes = {**SIZES, "vocab_size": 50257, "data_dtype": "uint16"}
@@ -72,14 +72,14 @@ def test_document_masking_needs_an_end_of_text_id(dataset, nanogpt):
         Dataset(str(folder), folder, document_masking=True, **sizes)
 
 
-def test_notes(dataset):
-    shutil.copytree(dataset, dataset.parent / "other")
-    assert [n.partition(": ")[2] for n in Dataset("d", dataset.parent, **SIZES).notes] == [
+def test_notes(toy_dataset):
+    shutil.copytree(toy_dataset, toy_dataset.parent / "other")
+    assert [n.partition(": ")[2] for n in Dataset("d", toy_dataset.parent, **SIZES).notes] == [
         "sample.py will look for its files in the run folder"
     ]
-    (dataset / "tokenizer_config.json").write_text("{}")
-    assert Dataset("d", dataset.parent, **SIZES).notes == []
-    assert Dataset("d:3,other:1", dataset.parent, **{**SIZES, "eval_iters": 100}).notes == [
+    (toy_dataset / "tokenizer_config.json").write_text("{}")
+    assert Dataset("d", toy_dataset.parent, **SIZES).notes == []
+    assert Dataset("d:3,other:1", toy_dataset.parent, **{**SIZES, "eval_iters": 100}).notes == [
         "the weights of dataset sum to 4; normalised: d 0.75, other 0.25",
         # 12 are three quarters of 16
         "evaluations take 16 windows, not 200: a val split has no more for its weight",

@@ -67,12 +67,12 @@ def test_what_is_not_a_meta_json_is_named(tmp_path, put, message):
 @pytest.mark.parametrize(
     "file", ["", ".", "..", "../x.bin", "a/", "/etc/passwd", "a\0b", "\ud800", "a\nb", "x" * 300]
 )
-def test_a_shard_is_a_name_beside_meta_json(dataset, file):
-    meta = json.loads((dataset / "meta.json").read_text())
+def test_a_shard_is_a_name_beside_meta_json(toy_dataset, file):
+    meta = json.loads((toy_dataset / "meta.json").read_text())
     meta["splits"]["train"]["shards"][0]["file"] = file
-    (dataset / "meta.json").write_text(json.dumps(meta))
+    (toy_dataset / "meta.json").write_text(json.dumps(meta))
     with pytest.raises(InputError, match=r"is a path or not a name|File name too long") as caught:
-        open_tokens(dataset, "train", VOCAB)
+        open_tokens(toy_dataset, "train", VOCAB)
     assert "\n" not in str(caught.value)
 
 

@@ -87,12 +87,12 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_named_before_training(dataset, name):
+def test_damage_is_named_before_training(toy_dataset, name):
     damage, error, message = DAMAGES[name]
-    open_tokens(dataset, "train", VOCAB)
-    damage(dataset)
+    open_tokens(toy_dataset, "train", VOCAB)
+    damage(toy_dataset)
     with pytest.raises(error, match=message) as caught:
-        open_tokens(dataset, "train", VOCAB)
+        open_tokens(toy_dataset, "train", VOCAB)
     assert type(caught.value) is error
     assert "\n" not in str(caught.value)
 
@@ -110,47 +110,47 @@ def test_damage_is_named_before_training(dataset, name):
         (lambda path: path.symlink_to("/proc/self/mem"), r"has 0 bytes|cannot be read \(Input/output error"),
     ],
 )
-def test_what_is_not_a_readable_file_is_named(dataset, name, put, message):
-    (dataset / name).unlink(missing_ok=True)
-    put(dataset / name)
+def test_what_is_not_a_readable_file_is_named(toy_dataset, name, put, message):
+    (toy_dataset / name).unlink(missing_ok=True)
+    put(toy_dataset / name)
     with pytest.raises(InputError, match=rf"{name} ({message})") as caught:
-        open_tokens(dataset, "train", VOCAB)
+        open_tokens(toy_dataset, "train", VOCAB)
     assert "\n" not in str(caught.value)
 
 
-def test_meta_json_is_read_once_for_each_split(dataset, monkeypatch):
+def test_meta_json_is_read_once_for_each_split(toy_dataset, monkeypatch):
     reads = []
     monkeypatch.setattr("tokens.reader.read_meta", lambda folder: reads.append(folder) or read_meta(folder))
-    open_tokens(dataset, "train", VOCAB)
-    assert reads == [dataset]
+    open_tokens(toy_dataset, "train", VOCAB)
+    assert reads == [toy_dataset]
 
 
 @pytest.mark.parametrize("folder", ["nowhere", "x" * 5000, "a\0b", "train_00000.bin"])
-def test_what_is_not_a_folder_is_named(dataset, folder):
+def test_what_is_not_a_folder_is_named(toy_dataset, folder):
     with pytest.raises(MissingFile, match=r"dataset folder .* does not exist"):
-        open_tokens(dataset / folder, "train", VOCAB)
+        open_tokens(toy_dataset / folder, "train", VOCAB)
 
 
-def test_vocabulary_beyond_the_model(dataset):
-    open_tokens(dataset, "val", VOCAB + 1)
+def test_vocabulary_beyond_the_model(toy_dataset):
+    open_tokens(toy_dataset, "val", VOCAB + 1)
     with pytest.raises(
         ValueError, match=r"exceeds the model's: 200000 rows \(tokenizer 'toy'\) against vocab_size=50257"
     ):
-        open_tokens(dataset, "val", 50257)
+        open_tokens(toy_dataset, "val", 50257)
 
 
-def test_data_dtype_must_not_contradict(dataset):
-    open_tokens(dataset, "val", VOCAB, "uint32")
+def test_data_dtype_must_not_contradict(toy_dataset):
+    open_tokens(toy_dataset, "val", VOCAB, "uint32")
     with pytest.raises(ValueError, match="dtype 'uint32', but data_dtype='uint16'"):
-        open_tokens(dataset, "val", VOCAB, "uint16")
+        open_tokens(toy_dataset, "val", VOCAB, "uint16")
     with pytest.raises(ValueError, match="data_dtype='int32' is unknown"):
-        open_tokens(dataset, "val", VOCAB, "int32")
+        open_tokens(toy_dataset, "val", VOCAB, "int32")
 
 
-def test_fingerprint(dataset, tmp_path):
-    fingerprint = open_tokens(dataset, "train", VOCAB).fingerprint
+def test_fingerprint(toy_dataset, tmp_path):
+    fingerprint = open_tokens(toy_dataset, "train", VOCAB).fingerprint
     assert len(fingerprint) == 64
-    copy = shutil.copytree(dataset, tmp_path / "elsewhere")
+    copy = shutil.copytree(toy_dataset, tmp_path / "elsewhere")
     assert open_tokens(copy, "train", VOCAB + 5).fingerprint == fingerprint
     assert open_tokens(copy, "val", VOCAB).fingerprint != fingerprint
     ids = np.fromfile(copy / "train_00003.bin", "<u4")
@@ -158,6 +158,6 @@ def test_fingerprint(dataset, tmp_path):
     digest = hashlib.sha256((copy / "train_00003.bin").read_bytes()).hexdigest()
     edit_meta(copy, lambda m: m["splits"]["train"]["shards"][3].update(sha256=digest))
     assert open_tokens(copy, "train", VOCAB).fingerprint != fingerprint
-    copy = shutil.copytree(dataset, tmp_path / "swapped")
+    copy = shutil.copytree(toy_dataset, tmp_path / "swapped")
     edit_meta(copy, lambda m: m["splits"]["train"]["shards"].insert(0, m["splits"]["train"]["shards"].pop(1)))
     assert open_tokens(copy, "train", VOCAB).fingerprint != fingerprint

@@ -13,11 +13,11 @@ pytest_plugins = ["tokens_fixtures"]
 
 
 @pytest.fixture
-def verified(dataset):
-    (dataset / "tokenizer.json").write_text("{}")
+def verified(toy_dataset):
+    (toy_dataset / "tokenizer.json").write_text("{}")
     digest = hashlib.sha256(b"{}").hexdigest()
-    edit_meta(dataset, lambda m: m["tokenizer"].update(sha256=digest))
-    return dataset
+    edit_meta(toy_dataset, lambda m: m["tokenizer"].update(sha256=digest))
+    return toy_dataset
 
 
 def edit_shard(**changes):
@@ -90,7 +90,7 @@ def test_all_problems_are_found_at_once(verified):
     assert files == {"train_00001.bin", "train_00003.bin", "tokenizer.json"}
 
 
-def test_an_unfinished_dataset_has_nothing_to_compare_with(dataset):
-    (dataset / "meta.json").unlink()
+def test_an_unfinished_dataset_has_nothing_to_compare_with(toy_dataset):
+    (toy_dataset / "meta.json").unlink()
     with pytest.raises(MissingFile, match=r"meta\.json is missing"):
-        verify(dataset)
+        verify(toy_dataset)
