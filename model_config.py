@@ -8,7 +8,6 @@ The registries in model_components.py hold one implementation for each choice na
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any, Literal
 from base import fields
 from base.errors import InputError
 from base.fields import MACHINE, MODEL, NUMBERS, did_you_mean, knob
-from base.files import read_json
+from base.files import read_json, write_json
 
 ROPE = {"position_encoding": ("rope",)}
 LLAMA3_ROPE = {"rope_scaling": ("llama3",)}
@@ -203,7 +202,7 @@ class ModelArchitectureConfig:
         return dataclasses.asdict(self)
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        write_json(path, self.to_dict())
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ModelArchitectureConfig":

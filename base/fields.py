@@ -120,6 +120,8 @@ def check(record: Any) -> None:
             raise InputError(f"{name}={shown(value)} is not known{did_you_mean(value, known)}")
         if k.bounds and value is not None:
             check_bounds(name, value, k.bounds)
+        if isinstance(value, int) and abs(value) >= 2**63:  # where files, numpy and torch end
+            raise InputError(f"{name} is beyond 64 bits: choose a smaller number")
 
 
 def typed(name: str, value: Any, hint: Any) -> Any:
@@ -209,14 +211,20 @@ def notes(record: Any) -> list[str]:
     cls, values = type(record), vars(record)
     said = []
     for name, k in knobs(cls).items():
-        if values[name] == default_of(cls, name) or has_effect(cls, name, values):
-            continue
-        if all(wanted is SET for wanted in k.needs.values()):
-            why = f"without {' or '.join(k.needs)}"
-        else:
-            why = " and ".join(f"with {other}={values[other]!r}" for other in k.needs)
-        said.append(f"{name}={values[name]!r} has no effect {why}")
+        if values[name] != default_of(cls, name) and not has_effect(cls, name, values):
+            said.append(f"{name}={values[name]!r} has no effect {_why_not(cls, k.needs, values)}")
     return said
+
+
+def _why_not(cls: type, needs: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    """What a field without effect lacks, in words. Where another field that it needs has the right value,
+    and no effect itself, the reason is that one's."""
+    for other, wanted in needs.items():
+        if bool(values[other]) if wanted is SET else values[other] in wanted:
+            return _why_not(cls, knobs(cls)[other].needs, values)
+    if all(wanted is SET for wanted in needs.values()):
+        return f"without {' or '.join(needs)}"
+    return " and ".join(f"with {other}={values[other]!r}" for other in needs)
 
 
 def effective(cls: type, values: Mapping[str, Any], *kinds: Kind) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def find_damage(path: Path, world: World = World()) -> str | None:  # noqa: B008
         return None
     except InputError as error:
         return str(error)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # a ValueError: a name that no file can have
         return f"{path}: {type(error).__name__}: {error}"
 
 

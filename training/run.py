@@ -191,13 +191,18 @@ class Run:
         self.batches.close()
 
 
-def derived_figures(model_config: ModelArchitectureConfig, config: TrainConfig) -> dict[str, int]:
-    """What follows from a configuration. Raises InputError for a model beyond 64 bits."""
+def model_on_meta(model_config: ModelArchitectureConfig) -> ConfigurableGPT:
+    """The model without memory. Raises InputError for one beyond 64 bits."""
     try:
         with torch.device("meta"):
-            model = ConfigurableGPT(model_config)
+            return ConfigurableGPT(model_config)
     except (RuntimeError, TypeError, OverflowError) as error:  # torch on sizes beyond 64 bits
         raise InputError(f"a model of this size is not possible: {str(error).splitlines()[0]}") from error
+
+
+def derived_figures(model_config: ModelArchitectureConfig, config: TrainConfig) -> dict[str, int]:
+    """What follows from a configuration. Raises InputError for a model beyond 64 bits."""
+    model = model_on_meta(model_config)
     return {
         "params": model.get_num_params(),
         "params_non_embedding": model.get_num_params_non_embedding(),
@@ -221,6 +226,7 @@ def build_run(
     whatever is wrong with the input."""
     device = device or select_device(config.device, world.local_rank, world.local_size)
     dtype = select_dtype(config.dtype, device)
+    model_on_meta(model_config)  # a model that is not possible is said before data is read
     check_fp8(config, model_config, device)
     strategy = build_strategy(config, world, device, dtype)
     out_dir = writable_folder(config.out_dir)

@@ -82,6 +82,8 @@ class World:
         )
         try:
             yield
+        except InputError:  # whatever words it holds
+            raise
         except Exception as error:
             if re.search(r"gloo|nccl|timed? ?out|closed by peer|connection reset", str(error), re.IGNORECASE):
                 # A dead rank is noticed by all at once, a hung one at the end of each rank's own time

@@ -89,6 +89,10 @@ def test_effect_follows_the_chain_of_needs():
     assert fields.notes(Record()) == []
     assert fields.notes(Record(shade=0.2)) == ["shade=0.2 has no effect without colour"]
     assert fields.notes(Record(colour="red")) == ["colour='red' has no effect with mode='plain'"]
+    assert fields.notes(Record(colour="red", shade=0.2)) == [
+        "colour='red' has no effect with mode='plain'",
+        "shade=0.2 has no effect with mode='plain'",
+    ]
     assert fields.notes(Record(colour="red", mode="fancy", shade=0.2)) == []
 
 

@@ -27,6 +27,15 @@ def test_each_process_takes_its_own_gpu(two_gpus):
     assert select_device("cuda:1") == torch.device("cuda", 1)
 
 
+def test_the_users_mistake_is_never_taken_for_a_lost_rank(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda *args, **more: iter([(None, 0, 2)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda *args, **more: None)
+    mistake = InputError("out_dir='/scratch/nccl' cannot be written to: timed out")
+    with pytest.raises(InputError) as raised, World(size=2).connected(torch.device("cpu"), 1.0):
+        raise mistake
+    assert raised.value is mistake
+
+
 def test_one_gpu_is_not_shared_by_processes(two_gpus):
     with pytest.raises(ValueError, match="'cuda:0' is one GPU, and here are 2 processes: pass --device=cuda"):
         select_device("cuda:0", 0, 2)

@@ -214,6 +214,14 @@ def test_a_manifest_of_something_else_is_damage(tmp_path, manifest):
     assert checkpoint.find_checkpoint(tmp_path) == older
 
 
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800", "..", ""])
+def test_a_manifest_that_lists_what_no_file_is_called_is_damage(tmp_path, name):
+    older, newest = save(tmp_path, 1, *trained()), save(tmp_path, 2, *trained())
+    manifest = json.loads((newest / "manifest.json").read_text())
+    (newest / "manifest.json").write_text(json.dumps({name: manifest["state.json"], **manifest}))
+    assert checkpoint.find_checkpoint(tmp_path) == older
+
+
 def test_other_folders_are_no_checkpoints(tmp_path, caplog):
     path = save(tmp_path, 1, *trained())
     path.with_name("step_00000009").write_text("a file")

@@ -32,6 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
     (["--init_from=hf:/no/such/model"], "/no/such/model"),
     (["--use_zero1", "--use_fsdp"], "exclude each other"),
     (["--data_dtype=uint16"], "uint16"),
+    (["--n_embd=1000000000000000000"], "a model of this size is not possible"),
+    ([f"--n_embd={10**400}"], "n_embd is beyond 64 bits"),
+    ([f"--max_iters={10**400}"], "max_iters is beyond 64 bits"),
 ])  # fmt: skip
 def test_bad_input_is_one_line_and_touches_nothing(run, tmp_path, capsys, flags, said):
     assert exit_code(run, "a", *flags) == 2
