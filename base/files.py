@@ -140,6 +140,15 @@ def entry(
     return value
 
 
+def count_entry(record: Mapping[str, Any], key: str, where: object, what_to_do: str) -> int:
+    """record[key], a number of things. Raises InputError as entry does, and for a number below 0 or beyond what
+    64 bits hold."""
+    value = entry(record, key, int, where, what_to_do)
+    if not 0 <= value < 2**63:
+        raise InputError(f"{where}: {key!r} is {brief(value)}, expected int in [0, 2^63): {what_to_do}")
+    return value
+
+
 def writable_folder(path: str, name: str = "out_dir") -> Path:
     """The folder, not yet made. Raises InputError where it cannot be made or written to."""
     folder = Path(path)

@@ -96,11 +96,17 @@ def read_events(out_dir: Path, event: str | None = None) -> list[dict]:
 @pytest.fixture(scope="session")
 def qwen3():
     """Qwen3's tokenizer, rebuilt from the package that ships its vocabulary (3 s)."""
-    from tokenization.named import TOKENIZERS
-    from tokenization.tokenizer_files import describe
+    from tokenization.tokenizers import find_tokenizer
 
-    known = TOKENIZERS["qwen3"]
-    return describe("qwen3", known.build(), {"tokenizer_config.json": json.dumps(known.config).encode()})
+    return find_tokenizer("qwen3")
+
+
+@pytest.fixture(scope="session")
+def llama3():
+    """LLaMA 3's, likewise."""
+    from tokenization.tokenizers import find_tokenizer
+
+    return find_tokenizer("llama3")
 
 
 @pytest.fixture(scope="session")

@@ -167,10 +167,8 @@ def verify_folder(folder: Path) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:
-        print(
-            f"{folder}: {len(problems)} problem{'s' * (len(problems) > 1)}: restore the files or prepare it again",
-            file=sys.stderr,
-        )
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
+        print(f"{folder}: {count}: restore the files or prepare it again", file=sys.stderr)
         return EXIT_INPUT
     sums = ", ".join(
         f"{s} {e['tokens']:,} tokens in {len(e['shards'])} shards" for s, e in meta["splits"].items()
@@ -182,17 +180,20 @@ def verify_folder(folder: Path) -> int:
 def report(folder: Path, meta: dict[str, Any]) -> int:
     """Prints what a dataset holds. Returns the exit code."""
     for split, entry in meta["splits"].items():
-        ratio = entry["text_bytes"] / max(1, entry["tokens"])
         print(
-            f"{split}: {entry['documents']:,} documents, {entry['tokens']:,} tokens, {entry['text_bytes']:,} bytes of text, "
-            f"{ratio:.3f} bytes/token, {len(entry['shards'])} shards"
+            f"{split}: {entry['documents']:,} documents, {entry['tokens']:,} tokens, "
+            f"{entry['text_bytes']:,} bytes of text, {_ratio(entry)}, {len(entry['shards'])} shards"
         )
     for source, s in sorted(meta["preparation"]["statistics"].items()):
         print(
-            f"  {source or 'all'}: {s['documents']:,} documents, {s['tokens']:,} tokens, "
-            f"{s['text_bytes'] / max(1, s['tokens']):.3f} bytes/token, longest {s['longest_document_bytes']:,} bytes"
+            f"  {source or 'all'}: {s['documents']:,} documents, {s['tokens']:,} tokens, {_ratio(s)}, "
+            f"longest {s['longest_document_bytes']:,} bytes"
         )
     if meta["preparation"]["bad_rows"]:
         print(f"  {meta['preparation']['bad_rows']:,} bad rows were left out")
     print(f"{folder} is ready")
     return 0
+
+
+def _ratio(counts: dict[str, int]) -> str:
+    return f"{counts['text_bytes'] / max(1, counts['tokens']):.3f} bytes/token"

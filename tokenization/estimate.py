@@ -1,5 +1,5 @@
-"""Before anything is written: documents of the run as a sample, on which the engine is checked and the size of
-the dataset is estimated."""
+"""Before anything is written: documents of the run as a sample, on which the engine is checked and the size
+of the dataset is estimated."""
 
 import shutil
 from collections.abc import Callable
@@ -94,6 +94,6 @@ def check_disk(out_dir: Path, tokens: int | None, tokens_there: int, say: Callab
     say(f"estimate: {tokens:,} tokens, {4 * tokens / 1e9:.2f} GB of shards; {free / 1e9:.1f} GB are free")
     if needed > free:
         raise InputError(
-            f"{out_dir} needs about {needed / 1e9:.1f} GB for {tokens:,} tokens, {free / 1e9:.1f} GB are free: choose another "
-            "disk with --out_dir, or less with --limit"
+            f"{out_dir} needs about {needed / 1e9:.1f} GB for {tokens:,} tokens, {free / 1e9:.1f} GB are free: "
+            "choose another disk with --out_dir, or less with --limit"
         )

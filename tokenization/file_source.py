@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from base.errors import InputError, MissingFile, one_line, require
-from base.files import entry, size_of
+from base.files import count_entry, size_of
 from base.text import check_utf8, printable
 from tokenization import cutting
 from tokenization.batches import TOO_LONG, Batch, EndOfFile, LineBatch, TableBatch, TextBatch
@@ -117,10 +117,12 @@ class FileSource:
         if position is None:
             return 0, 0, 0
         again = "remove the folder and prepare it again"
-        start = [entry(position, key, int, "position", again) for key in ("file", "offset", "row")]
-        if min(start) < 0 or max(start) >= 2**63:
-            raise InputError(f"position {start} is not one of a file: {again}")
-        return tuple(start)
+        file, offset, row = (
+            count_entry(position, key, "position", again) for key in ("file", "offset", "row")
+        )
+        if file > len(self.files):
+            raise InputError(f"position: file is {file}, but there are {len(self.files)}: {again}")
+        return file, offset, row
 
     def _line_batches(self, i: int, offset: int, row: int) -> Iterator[Batch]:
         fields, name = (self.text_field, self.source_field), printable(str(self.files[i]))
@@ -149,7 +151,8 @@ class FileSource:
             columns, groups = _layout(file, path, self.text_field)
             if self.text_field not in columns:
                 raise InputError(
-                    f"{path}: no column {self.text_field!r}, only {', '.join(sorted(columns))}; --text_field names it"
+                    f"{path}: no column {self.text_field!r}, only {', '.join(sorted(columns))}; "
+                    "--text_field names it"
                 )
             names = [self.text_field, *({self.source_field} & columns)]  # statistics do without a source
             read_per_row = size_of(path) / max(1, sum(n_rows for n_rows, _ in groups))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from base.errors import InputError, MissingFile, require
-from base.files import entry
+from base.files import count_entry, entry
 from base.text import check_utf8
 from tokenization.batches import Batch, RecordBatch
 
@@ -61,13 +61,13 @@ class HubSource:
                 )
         except Exception as error:  # of datasets, the hub's client, the network
             raise MissingFile(
-                f"dataset {self.repo} cannot be had from the hub ({_reason(error)}): check the network, or pass local files "
-                "with --source=FILES (.jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt)"
+                f"dataset {self.repo} cannot be read from the hub ({_reason(error)}): check the network, or "
+                "pass local files with --source=FILES (.jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt)"
             ) from error
 
     def batches(self, position: dict[str, Any] | None) -> Iterator[Batch]:
         """From `position` on: {row} and, where the data is streamed, what `datasets` needs to resume there."""
-        row = entry(position, "row", int, "position", AGAIN) if position else 0
+        row = 0 if position is None else count_entry(position, "row", "position", AGAIN)
         fields = (self.text_field, self.source_field)
         for rows, state in self._downloaded(row) if self.download else self._streamed(position):
             n_rows = len(next(iter(rows.values())))
@@ -83,7 +83,7 @@ class HubSource:
         self, position: dict[str, Any] | None
     ) -> Iterator[tuple[dict[str, list[Any]], dict[str, Any]]]:
         """({column: values}, the state after them)"""
-        if position:
+        if position is not None:
             state = entry(position, "state", dict, "position", AGAIN)
             try:
                 self._dataset.load_state_dict(state)
@@ -95,7 +95,7 @@ class HubSource:
                 rows = next(batches, None)
             except Exception as error:  # of datasets, the hub's client, the network, damaged files
                 raise InputError(
-                    f"dataset {self.repo} cannot be read on ({_reason(error)}): the same command resumes"
+                    f"dataset {self.repo} cannot be read further ({_reason(error)}): the same command resumes"
                 ) from error
             if rows is None:
                 return

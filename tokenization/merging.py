@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from base.errors import InputError, MissingFile, writing
-from base.files import entry, read_json, size_of, write_json
+from base.files import alone_in, entry, read_json, size_of, write_json
 from base.text import shown
 from tokenization.documents import SPLITS
-from tokenization.progress import check_preparation
+from tokenization.progress import check_preparation, remove_partial
 from tokenization.worker import add_statistics
-from tokens.format import SHARD_DTYPE, read_meta
+from tokens.format import SHARD_DTYPE, check_meta, read_meta
 
 SUMS = ("tokens", "documents", "text_bytes")
 Meta = dict[str, Any]
@@ -57,18 +57,18 @@ def merge(out_dir: str | Path) -> Meta:
     a task is missing or differs."""
     out_dir = Path(out_dir)
     plan_path = out_dir / "merge.json"
-    if not os.path.lexists(plan_path):
-        if os.path.isfile(out_dir / "meta.json"):
-            raise InputError(f"{out_dir} is merged already: --verify reads it again")
+    if os.path.lexists(plan_path):
+        plan = _read_plan(plan_path)
+    elif os.path.lexists(out_dir / "meta.json"):
+        raise InputError(f"{out_dir} is merged already: --verify reads it again")
+    else:
         plan = _plan(out_dir)
-        with writing(plan_path):
-            write_json(plan_path, plan)
-    plan = _read_plan(plan_path)
-    with writing(out_dir):
+    with writing(out_dir), alone_in(out_dir, "prepare.py"):
+        remove_partial(out_dir)
+        write_json(plan_path, plan)
         _carry_out(plan, out_dir)
-    meta = read_meta(out_dir)
-    plan_path.unlink()
-    return meta
+        plan_path.unlink()
+    return plan["meta"]
 
 
 def _read_plan(path: Path) -> dict[str, Any]:
@@ -85,12 +85,18 @@ def _read_plan(path: Path) -> dict[str, Any]:
     for folder in folders:
         if not (isinstance(folder, str) and TASK_FOLDER.fullmatch(folder)):
             raise InputError(f"{path}: {shown(folder)} is not the folder of a task: {again}")
-    check_preparation(entry(plan, "meta", dict, path, again), path)
+    check_meta(plan.get("meta"), f"{path}: meta")
+    check_preparation(plan["meta"], f"{path}: meta")
     return plan
 
 
 def _is_shard(name: str) -> bool:
     return Path(name).name == name and name.endswith(".bin")
+
+
+def _is_a_tokenizers(name: str) -> bool:
+    """Among the files of a task's folder."""
+    return not name.startswith(".") and not name.endswith(".bin") and name != "meta.json"
 
 
 def _carry_out(plan: dict[str, Any], out_dir: Path) -> None:
@@ -100,8 +106,8 @@ def _carry_out(plan: dict[str, Any], out_dir: Path) -> None:
     for folder in plan["folders"]:
         if not (out_dir / folder).is_dir():
             continue
-        for file in [f for f in (out_dir / folder).iterdir() if f.suffix != ".bin" and f.name != "meta.json"]:
-            os.replace(file, out_dir / file.name)  # the tokenizer's
+        for file in [f for f in (out_dir / folder).iterdir() if _is_a_tokenizers(f.name)]:
+            os.replace(file, out_dir / file.name)
     write_json(out_dir / "meta.json", plan["meta"])
     for folder in plan["folders"]:
         shutil.rmtree(out_dir / folder, ignore_errors=True)

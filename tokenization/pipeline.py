@@ -1,7 +1,7 @@
 """Documents to token shards: parallel, in bounded memory, resumable at any moment, the same bytes for any
 number of workers.
 
-    reader (this process) -> batches of raw rows -> workers: parse, split, tokenize -> this process, in order -> shards
+    reader (this process) -> batches of rows -> workers: parse, split, tokenize -> this process, in order -> shards
 
 Each document is followed by the end-of-text id, once. Whether it is held out (val) is a keyed hash of its
 text, so that it depends on no order. Every `commit_interval` seconds progress.json records where the reader
@@ -83,7 +83,7 @@ def prepare(
         state = progress or Progress(identity)
         work = Preparation(out_dir, tokenizer, job, settings, state, say, resumed=progress is not None)
         work.read(source, submit, workers + 2, show_progress, stopping)
-    return work.finish(in_words, allow_empty)
+        return work.finish(in_words, allow_empty)
 
 
 def available_cores() -> int:
@@ -227,6 +227,7 @@ class Preparation:
             writer.discard()
         (self.out_dir / "progress.json").unlink()
         raise InputError(
-            f"of {documents} documents none fell into {' and '.join(empty)} with val_fraction={self.job.val_fraction}: pass a "
-            "larger one, such as --val_fraction=0.1, or cut text files into documents with --separator"
+            f"of {documents} documents none fell into {' and '.join(empty)} with "
+            f"val_fraction={self.job.val_fraction}: pass a larger one, such as "
+            "--val_fraction=0.1, or cut text files into documents with --separator"
         )

@@ -2,21 +2,19 @@
 what a folder holds already, which is never overwritten."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from base.errors import InputError
-from base.files import entry, read_json, write_json
-from base.text import brief
+from base.files import count_entry, entry, read_json, write_json
 from tokenization.documents import SPLITS
 from tokenization.job import differences
 from tokenization.worker import STATISTICS
 from tokens.format import read_meta
 
 EXAMPLES = 100  # of bad rows, which progress.json keeps
-COUNT_LIMIT = 2**63
 
 
 @dataclass
@@ -43,10 +41,9 @@ class Progress:
 
 
 def remove_partial(folder: Path) -> None:
-    """What a kill in the midst of an atomic write left. For whoever is alone in the folder."""
-    for name in ("progress.json", "meta.json"):
-        for partial in folder.glob(f".{name}.*"):
-            partial.unlink()
+    """What kills in the midst of atomic writes left. For whoever is alone in the folder."""
+    for partial in folder.glob(".*.json.*"):
+        partial.unlink()
 
 
 @dataclass
@@ -67,8 +64,8 @@ class BadRows:
                 self.say(f"bad row {where}: {problem}")
             if self.count > self.limit:
                 raise InputError(
-                    f"{where}: {problem}; this is bad row {self.count} and max_bad_rows={self.limit}: repair the file, or "
-                    "repeat the command with a larger --max_bad_rows"
+                    f"{where}: {problem}; this is bad row {self.count} and max_bad_rows={self.limit}: repair "
+                    "the file, or repeat the command with a larger --max_bad_rows"
                 )
 
 
@@ -79,7 +76,8 @@ def finished(folder: Path, identity: dict[str, Any], say: Callable[[str], None])
     own = preparation.get("identity") if isinstance(preparation, dict) else None
     if own != identity:
         raise InputError(
-            f"{folder} holds a finished dataset of {differences(own, identity)}: pass another --out_dir, or remove it first"
+            f"{folder} holds a finished dataset of {differences(own, identity)}: pass another "
+            "--out_dir, or remove it first"
         )
     check_preparation(meta, folder / "meta.json")
     (folder / "progress.json").unlink(missing_ok=True)
@@ -114,7 +112,7 @@ def _check(record: dict[str, Any], path: Path, again: str) -> None:
     source, which knows its shape."""
     entry(record, "position", (dict, type(None)), path, again)
     for name in ("rows", "read_bytes"):
-        _count(record, name, path, again)
+        count_entry(record, name, path, again)
     _check_statistics(record, path, again)
     bad_rows = entry(record, "bad_rows", list, path, again)
     if len(bad_rows) != 2 or type(bad_rows[0]) is not int or not isinstance(bad_rows[1], list):
@@ -127,11 +125,12 @@ def _check(record: dict[str, Any], path: Path, again: str) -> None:
 
 
 def check_preparation(meta: dict[str, Any], where: object) -> dict[str, Any]:
-    """The part of a meta.json that a preparation wrote. Raises InputError where it is missing or something else."""
+    """The part of a meta.json that a preparation wrote. Raises InputError where it is missing or something
+    else."""
     again = "prepare it again"
     preparation = entry(meta, "preparation", dict, where, again)
     for name in ("rows", "bad_rows"):
-        _count(preparation, name, where, again)
+        count_entry(preparation, name, where, again)
     _check_statistics(preparation, where, again)
     return preparation
 
@@ -141,13 +140,15 @@ def _check_statistics(record: dict[str, Any], where: object, again: str) -> None
     for source in statistics:
         one = entry(statistics, source, dict, where, again)
         for name in STATISTICS:
-            _count(one, name, where, again)
+            count_entry(one, name, where, again)
+        if len(one) > len(STATISTICS):
+            raise InputError(f"{where}: statistics hold more than {', '.join(STATISTICS)}: {again}")
 
 
 def _check_writer(state: dict[str, Any], split: str, where: str, again: str) -> None:
     """Of what tokens.writer.ShardWriter.commit gives."""
     for name in ("documents", "text_bytes"):
-        _count(state, name, where, again)
+        count_entry(state, name, where, again)
     shards = list(entry(state, "shards", list, where, again))
     partial = entry(state, "partial", (dict, type(None)), where, again)
     for shard in shards:
@@ -156,11 +157,4 @@ def _check_writer(state: dict[str, Any], split: str, where: str, again: str) -> 
         if entry(shard, "file", str, where, again) != f"{split}_{i:05d}.bin":
             raise InputError(f"{where}: shard {i} has another name than {split}_{i:05d}.bin: {again}")
         for name in ("tokens", "documents", "max_id"):
-            _count(shard, name, where, again)
-
-
-def _count(record: Mapping[str, Any], key: str, where: object, again: str) -> int:
-    value = entry(record, key, int, where, again)
-    if not 0 <= value < COUNT_LIMIT:
-        raise InputError(f"{where}: {key!r} is {brief(value)}, expected int in [0, 2^63): {again}")
-    return value
+            count_entry(shard, name, where, again)

@@ -68,10 +68,10 @@ def write_english(config: VocabularyConfig) -> None:
     out = Path(config.out)
     if not out.absolute().parent.is_dir():
         raise InputError(f"{out.absolute().parent} is not a folder: make it, or choose another --out")
-    found = find_tokenizer(config.tokenizer)
     text = read_text(config.text) if config.text else reference_text()
     if not text:
         raise InputError(f"{config.text} is empty: name a text, on which the tier is measured")
+    found = find_tokenizer(config.tokenizer)
     record = english(found, config.tier, text)
     with writing(out):
         write_json(out, record, indent=None)

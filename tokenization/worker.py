@@ -1,4 +1,5 @@
-"""The work of one tokenizing process, the pool of such processes, and their results in the order of the batches."""
+"""The work of one tokenizing process, the pool of such processes, and their results in the order of the
+batches."""
 
 import contextlib
 import multiprocessing
@@ -100,7 +101,8 @@ class Worker:
         assert len(lengths) == len(texts) and lengths.sum() == len(ids), "the engine lost documents"
         if len(ids) and ids.max() >= self.length:
             raise InputError(
-                f"the tokenizer gave id {ids.max()}, but its length is {self.length}: its files do not belong together"
+                f"the tokenizer gave id {ids.max()}, but its length is {self.length}: its files do not "
+                "belong together"
             )
         return end_documents(ids, lengths, self.eot_id)
 
@@ -108,7 +110,8 @@ class Worker:
 def by_split(
     ids: np.ndarray, lengths: np.ndarray, sizes: np.ndarray, val: np.ndarray
 ) -> dict[str, tuple[np.ndarray, np.ndarray, int]]:
-    """{split: its ids, lengths and bytes of text} of documents of lengths and sizes [D], held out where val [D] is
+    """{split: its ids, lengths and bytes of text} of documents of lengths and sizes [D], held out where val
+    [D] is
     true. Without any that are held out there is no val."""
     if not val.any():
         return {"train": (ids, lengths, int(sizes.sum()))}
@@ -185,7 +188,8 @@ def pool(
         yield lambda batch: executor.submit(_work, batch)
     except BrokenProcessPool as error:
         raise RuntimeError(
-            "a tokenizing process died, of memory perhaps: the same command resumes; --workers=1 takes the least memory"
+            "a tokenizing process died, of memory perhaps: the same command resumes; --workers=1 takes the "
+            "least memory"
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)

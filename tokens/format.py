@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from base.errors import InputError, MissingFile
-from base.files import entry, read_json, write_json
+from base.files import count_entry, entry, read_json, write_json
 from base.text import brief
 
 FORMAT_VERSION = 1
@@ -65,6 +65,12 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
     if not os.path.lexists(path):
         raise MissingFile(f"{path} is missing, so the dataset is not finished: run its prepare.py again")
     meta = read_json(path, PREPARE_AGAIN, META_MAX_BYTES)
+    check_meta(meta, path)
+    return meta
+
+
+def check_meta(meta: Any, path: str | Path) -> None:
+    """Raises InputError, which begins with `path`, for what is not the content of a meta.json."""
     version = _count(meta, "format_version", path)
     if version != FORMAT_VERSION:
         raise InputError(
@@ -81,7 +87,6 @@ def read_meta(folder: str | Path) -> dict[str, Any]:
         entry(tokenizer, key, str, f"{path}: tokenizer", PREPARE_AGAIN)
     for name, split in entry(meta, "splits", dict, path, PREPARE_AGAIN).items():
         _check_split(split, f"{path}: split {brief(name)}")
-    return meta
 
 
 def _check_split(split: Any, where: str) -> None:
@@ -100,11 +105,7 @@ def _check_split(split: Any, where: str) -> None:
 
 
 def _count(record: Any, key: str, where: object) -> int:
-    """record[key], a number of things."""
-    value = entry(record, key, int, where, PREPARE_AGAIN)
-    if not 0 <= value < 2**63:
-        raise InputError(f"{where}: {key!r} is {brief(value)}, expected int in [0, 2^63): {PREPARE_AGAIN}")
-    return value
+    return count_entry(record, key, where, PREPARE_AGAIN)
 
 
 def unlisted_shards(folder: Path, split: str, listed: set[str]) -> list[Path]:

@@ -36,7 +36,8 @@ def work(config: StdlibConfig) -> int:
     for name, split in meta["splits"].items():
         docs, tokens, size = split["documents"], split["tokens"], split["text_bytes"]
         print(
-            f"{name}: {docs:,} documents, {tokens:,} tokens, {size:,} bytes of text, {size / tokens:.3f} bytes/token"
+            f"{name}: {docs:,} documents, {tokens:,} tokens, {size:,} bytes of text, "
+            f"{size / tokens:.3f} bytes/token"
         )
     return 0
 

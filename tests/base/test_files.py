@@ -9,6 +9,7 @@ from base import files
 from base.errors import InputError, MissingFile
 from base.files import (
     alone_in,
+    count_entry,
     describe,
     entry,
     parse_json,
@@ -128,3 +129,10 @@ def test_a_value_from_outside_is_shown_briefly():
         shown = brief(value)
         assert len(shown) <= 200 and shown.isprintable()
     assert (brief("many"), brief(-5), brief("abc", 2)) == ("'many'", "'-5'", "'ab'")
+
+
+def test_a_number_of_things():
+    assert count_entry({"n": 0}, "n", "f", "again") == 0 and count_entry({"n": 2**63 - 1}, "n", "f", "again")
+    for value in (-1, 2**63, 1.0, True, "1", None, []):
+        with pytest.raises(InputError, match=r"f: 'n' is .*, expected int.*: again"):
+            count_entry({"n": value}, "n", "f", "again")

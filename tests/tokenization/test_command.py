@@ -76,7 +76,7 @@ def test_without_a_network_the_message_says_what_to_do(tmp_path, qwen3_folder):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert re.search(
-        "prepare.py: dataset DKYoon/SlimPajama-6B cannot be had from the hub .* pass local files with --source",
+        "prepare.py: dataset DKYoon/SlimPajama-6B cannot be read from the hub .* pass local files with --source",
         line,
     )
     assert not (tmp_path / "out").exists()
@@ -107,7 +107,7 @@ def test_from_local_files_to_a_trained_step(tmp_path, qwen3_folder):
     ]
     printed = call("data/slimpajama_6b_qwen3/prepare.py", f"--source={tmp_path / 'in'}", *flags)
     assert "RedPajama1: 300 documents" in printed and "engine fastokens" in printed
-    call("data/slimpajama_6b_qwen3/prepare.py", "--verify", f"--out_dir={tmp_path / 'data'}")
+    assert custom("--verify", f"--out_dir={tmp_path / 'data'}") == 0
     shape = "--n_layer=2 --n_embd=32 --n_head=2 --num_key_value_heads=1 --head_dim=16 --d_ff=64 --block_size=64 --batch_size=2"
     loop = "--gradient_accumulation_steps=1 --max_iters=2 --warmup_iters=1 --eval_interval=2 --eval_iters=1 --log_interval=1"
     machine = "--device=cpu --dtype=float32 --compile=False"

@@ -3,6 +3,7 @@ from train."""
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from tokens.format import read_meta
 from tokens.reader import open_tokens
 
 ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "data/python_stdlib/prepare.py"
 SPECIAL = 'EOT = "<|endoftext|>"  # is text here\n'
 
 
@@ -85,8 +87,14 @@ def small(source, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stdlib(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("stdlib")
-    return folder, prepare(folder)
+    """(folder, meta.json) of what the command makes of the standard library."""
+    root = tmp_path_factory.mktemp("stdlib")
+    run = subprocess.run(
+        [sys.executable, SCRIPT, "--out_dir", "out"], cwd=root, capture_output=True, text=True
+    )
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "train: " in run.stdout and "val: " in run.stdout
+    return root / "out", read_meta(root / "out")
 
 
 def test_collect(source):
@@ -236,12 +244,11 @@ def test_the_standard_library(stdlib):
     assert np.unique(ids_of(folder, "train")).size > 3900  # nearly every token is used
 
 
-def test_the_command(tmp_path, small):
-    script = ROOT / "data/python_stdlib/prepare.py"
+def test_the_command_without_the_package(tmp_path):
     hide = tmp_path / "sitecustomize.py"
     hide.write_text("import sys; sys.modules['tokenizers'] = None\n")
     run = subprocess.run(
-        [sys.executable, script, f"--out_dir={tmp_path / 'out'}"],
+        [sys.executable, SCRIPT, f"--out_dir={tmp_path / 'out'}"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
@@ -252,22 +259,17 @@ def test_the_command(tmp_path, small):
         run.stderr
         == "prepare.py: preparing the embedded corpus needs the package tokenizers: pip install tokenizers\n"
     )
-    hide.unlink()
-    run = subprocess.run(
-        [sys.executable, script, "--out_dir", "out"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert (run.returncode, run.stderr) == (0, "")
-    assert "train: " in run.stdout and "val: " in run.stdout
-    for flags, code, said in (
-        (["--out_dri=x"], 2, "did you mean 'out_dir'?"),
-        (["--verify=True", "--out_dir=out"], 0, ""),
-    ):
-        run = subprocess.run([sys.executable, script, *flags], cwd=tmp_path, capture_output=True, text=True)
-        assert run.returncode == code and said in run.stderr and run.stderr.count("\n") == bool(said)
-    assert (
-        open_tokens(tmp_path / "out", "train", 4096).n_tokens
-        == read_meta(tmp_path / "out")["splits"]["train"]["tokens"]
-    )
+
+
+def test_the_command(stdlib, capsys):
+    folder, meta = stdlib
+    main = runpy.run_path(str(SCRIPT))["main"]
+    with pytest.raises(SystemExit) as ended:
+        main(["--out_dri=x"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and "did you mean 'out_dir'?" in said and said.count("\n") == 1
+    assert main(["--verify=True", f"--out_dir={folder}"]) == 0 and not capsys.readouterr().err
+    assert open_tokens(folder, "train", 4096).n_tokens == meta["splits"]["train"]["tokens"]
 
 
 def test_load_tokenizer_says_what_is_wrong(tmp_path, monkeypatch):

@@ -87,12 +87,9 @@ def test_no_texts_and_empty_texts(encoders, name):
     assert len(ids) == 0 and lengths.tolist() == [0]
 
 
-def test_llama3(qwen3):
-    from tokenization.named import TOKENIZERS
-
-    content = TOKENIZERS["llama3"].build()
+def test_llama3(llama3):
     for name in FAST:
-        chosen, encode, warning = choose_engine(name, content, random_texts(100, seed=2))
+        chosen, encode, warning = choose_engine(name, llama3.json, random_texts(100, seed=2))
         assert (chosen, warning) == (name, None)
         (ids,) = rows_of(encode, ["<|begin_of_text|><|end_of_text|> text"])
         assert max(ids) < 128_000  # none is put in front either

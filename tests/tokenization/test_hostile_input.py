@@ -273,3 +273,23 @@ def test_a_partial_write_that_a_kill_left_is_removed(begun, toy):
     (out / ".progress.json.12345").write_text("{")
     prepare(source, toy, out, Job(0.1, 1000))
     assert not list(out.glob(".*"))
+
+
+def test_a_position_beyond_the_files(tmp_path):
+    """As though all had been read."""
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n')
+    source = FileSource([tmp_path / "a.jsonl"])
+    assert list(source.batches({"file": 1, "offset": 0, "row": 0})) == []
+    with pytest.raises(InputError, match="position: file is 2, but there are 1"):
+        list(source.batches({"file": 2, "offset": 0, "row": 0}))
+
+
+def test_statistics_of_more_than_there_are(prepare_custom, in_this_process, tmp_path, capsys):
+    prepare_custom("tasks", "--task=0/1")
+    file = tmp_path / "tasks/task_00000_of_00001/meta.json"
+    meta = json.loads(file.read_bytes())
+    meta["preparation"]["statistics"][""]["more"] = 1
+    file.write_text(json.dumps(meta))
+    assert "statistics hold more than documents" in refused(
+        capsys, "--merge", f"--out_dir={tmp_path / 'tasks'}"
+    )

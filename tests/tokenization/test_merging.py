@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from preparing import ROOT, custom, files_of, ids_of, refused
 
+from base.files import alone_in
 from tokenization import merging
 from tokens.format import read_meta
 from tokens.verify import verify
@@ -135,3 +136,22 @@ def test_the_slurm_array(corpus, toy_folder, tmp_path, prepare_custom):
     assert custom("--merge", f"--out_dir={out}") == 0
     whole = prepare_custom("whole", "--workers=1")
     assert all(np.array_equal(ids_of(out, split), ids_of(whole, split)) for split in ("train", "val"))
+
+
+def test_a_merge_has_its_folder_to_itself(prepare_custom, in_this_process, tmp_path, capsys):
+    prepare_custom("tasks", "--task=0/1")
+    out = tmp_path / "tasks"
+    before = files_of(out)
+    with alone_in(out, "test"):
+        assert "another prepare.py is at work in" in refused(capsys, "--merge", f"--out_dir={out}")
+    assert files_of(out) == before
+
+
+def test_what_kills_left_is_not_merged(prepare_custom, in_this_process, tmp_path):
+    for task in range(2):
+        prepare_custom("tasks", f"--task={task}/2")
+    out = tmp_path / "tasks"
+    for left in (".merge.json.17", ".meta.json.17", "task_00000_of_00002/.progress.json.17"):
+        (out / left).write_bytes(b"{")
+    assert custom("--merge", f"--out_dir={out}") == 0 and verify(out) == []
+    assert not [p.name for p in out.iterdir() if p.name.startswith(".")]

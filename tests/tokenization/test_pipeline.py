@@ -1,5 +1,6 @@
 """The pipeline: whatever the format, the engine and the number of workers, the same bytes, and what meta.json says."""
 
+import functools
 import random
 import re
 import unicodedata
@@ -70,14 +71,21 @@ def expected(documents, reference):
     return {split: np.concatenate(rows) for split, rows in ids.items()}
 
 
+@pytest.fixture(scope="module")
+def loaded_once():
+    """The engines, each of which loads a tokenizer once."""
+    return {name: functools.cache(load) for name, load in engines.ENGINES.items()}
+
+
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_and_engine_gives_the_ids_of_transformers(
-    name, documents, expected, qwen3, tmp_path, caplog, request, monkeypatch
+    name, documents, expected, qwen3, tmp_path, caplog, request, monkeypatch, loaded_once
 ):
-    if (
-        FORMATS[name][1] == "gigatoken"
-    ):  # it would fall back: see test_engines.py. In this process it is let through
+    if name not in ("jsonl", "parquet"):  # which show that the pool's processes do the same
         request.getfixturevalue("in_this_process")
+        for engine, load in loaded_once.items():
+            monkeypatch.setitem(engines.ENGINES, engine, load)
+    if FORMATS[name][1] == "gigatoken":  # it would fall back: see test_engines.py
         monkeypatch.setattr(engines, "HARD_CASES", engines.HARD_CASES[:-1])
     files = write_files(tmp_path / "in", name, documents)
     source = FileSource(files, source_field="meta.set", separator=SEPARATOR)
@@ -112,12 +120,13 @@ def test_documents_decode_to_their_nfc(documents, expected, qwen3_folder):
             assert decode(row[:-1].tolist(), skip_special_tokens=False) == unicodedata.normalize("NFC", text)
 
 
-def test_bytes_do_not_depend_on_workers(toy, tmp_path, monkeypatch):
+def test_bytes_do_not_depend_on_workers(toy, tmp_path):
     files = write_files(tmp_path / "in", "jsonl", TEXTS * 5, parts=9)
     results = []
-    for workers in (1, 2, 3):
+    for workers, engine in ((1, "fastokens"), (2, "tokenizers"), (3, "auto")):
         source = FileSource(files, source_field="meta.set", batch_bytes=20_000)
-        prepare(source, toy, tmp_path / str(workers), Job(0.1, 5_000), Settings(workers, commit_interval=0))
+        how = Settings(workers, engine, commit_interval=0)
+        prepare(source, toy, tmp_path / str(workers), Job(0.1, 5_000), how)
         results.append(files_of(tmp_path / str(workers)))
     assert results[0] == results[1] == results[2]
     assert len(results[0]) > 20 and verify(tmp_path / "3") == []

@@ -492,7 +492,7 @@ def test_hub_dataset_that_lacks_the_column(hub, offline):
 
 
 def test_hub_dataset_without_a_network(offline):
-    with pytest.raises(MissingFile, match=r"cannot be had from the hub .*--source=FILES") as error:
+    with pytest.raises(MissingFile, match=r"cannot be read from the hub .*--source=FILES") as error:
         HubSource("no-such-user/no-such-dataset")
     assert "\n" not in str(error.value)
 

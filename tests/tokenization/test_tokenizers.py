@@ -28,11 +28,6 @@ def data(monkeypatch, tmp_path):
     return tmp_path / "data"
 
 
-@pytest.fixture(scope="module")
-def llama3():
-    return find_tokenizer("llama3")
-
-
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """hub[repo, file] = content; what is asked for is in hub["asked"]."""

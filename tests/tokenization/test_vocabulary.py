@@ -13,15 +13,21 @@ ASCII = "".join(map(chr, range(128)))
 
 
 @pytest.fixture(scope="module")
-def qwen3(tmp_path_factory):
+def ascii_part(qwen3_folder, tmp_path_factory):
     """(the record of the ASCII tier that the command writes, Qwen3's tokenizer, the tokenizer with the tier
     alone)."""
     out = tmp_path_factory.mktemp("english") / "ascii.json"
-    assert vocabulary.main(["english", "--tokenizer=qwen3", "--tier=ascii", f"--out={out}"]) == 0
-    found = find_tokenizer("qwen3")
+    assert vocabulary.main(["english", f"--tokenizer={qwen3_folder}", "--tier=ascii", f"--out={out}"]) == 0
+    found = find_tokenizer(qwen3_folder)
     record = vocabulary.read_vocabulary(out, found)
     pruned = vocabulary.prune_tokenizer(found.json, vocabulary.kept_ids(record))
-    return record, load_tokenizer("qwen3"), tokenizers.Tokenizer.from_buffer(pruned)
+    return record, load_tokenizer(qwen3_folder), tokenizers.Tokenizer.from_buffer(pruned)
+
+
+@pytest.fixture(scope="module")
+def strings(qwen3):
+    """The bytes of each of Qwen3's base tokens."""
+    return vocabulary.token_bytes(qwen3)
 
 
 def ascii_texts() -> list[str]:
@@ -38,8 +44,8 @@ def ascii_texts() -> list[str]:
     return [*noise, *spaced, reference.encode("ascii", "ignore").decode()]
 
 
-def test_the_counts_of_the_real_vocabulary(qwen3):
-    record = qwen3[0]
+def test_the_counts_of_the_real_vocabulary(ascii_part):
+    record = ascii_part[0]
     assert len(record["ids"]) == 94_358 and record["statistics"]["base_tokens"] == 151_643
     assert (
         record["statistics"]["tiers"]["ascii"] == 94_358
@@ -59,8 +65,8 @@ def test_the_counts_of_the_real_vocabulary(qwen3):
     assert record["tokenizer"]["sha256"].startswith("aeb13307")
 
 
-def test_any_ascii_text_encodes_inside_the_tier(qwen3):
-    record, full, pruned = qwen3
+def test_any_ascii_text_encodes_inside_the_tier(ascii_part):
+    record, full, pruned = ascii_part
     inside, new_id = set(record["ids"]), {old: new for new, old in enumerate(vocabulary.kept_ids(record))}
     n = 0
     for text in ascii_texts():
@@ -72,8 +78,8 @@ def test_any_ascii_text_encodes_inside_the_tier(qwen3):
     assert n > 50_000
 
 
-def test_other_text_still_has_ids_in_the_pruned_tokenizer(qwen3):
-    record, full, pruned = qwen3
+def test_other_text_still_has_ids_in_the_pruned_tokenizer(ascii_part):
+    record, full, pruned = ascii_part
     assert pruned.get_vocab_size() == 94_358 + 128 + 26
     text = "naïve café, 汉字, Привет, 🙂<|im_end|>"
     assert pruned.decode(pruned.encode(text).ids, skip_special_tokens=False) == text
@@ -89,9 +95,7 @@ def test_other_text_still_has_ids_in_the_pruned_tokenizer(qwen3):
 @pytest.mark.parametrize(
     ("tier", "text", "outside"), [("letters", " wordInCamel", "x1"), ("words", " Word", "wORD!")]
 )
-def test_the_smaller_tiers_are_closed(qwen3, tier, text, outside):
-    found = find_tokenizer("qwen3")
-    strings = vocabulary.token_bytes(found)
+def test_the_smaller_tiers_are_closed(strings, tier, text, outside):
     pattern = vocabulary.TIERS[tier]
     assert pattern.fullmatch(text.encode()) and not pattern.fullmatch(outside.encode())
     for token in random.Random(1).sample(
