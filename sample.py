@@ -174,14 +174,13 @@ def chat(
 ) -> None:
     """One answer to `text`, or a conversation where it is empty, until the input ends."""
     if config.thinking != "auto" and not template.knows_thinking:
-        say(f"note: the chat template of {template.where} knows no thinking; --thinking changes nothing")
+        say(f"note: the chat template of {template.where} has no thinking mode; --thinking changes nothing")
     flag = {"auto": None, "on": True, "off": False}[config.thinking] if template.knows_thinking else None
     thinks = template.knows_thinking and flag is not False
     sampling = config.sampling(THINKING if thinks else NOT_THINKING)
     if thinks and sampling.temperature == 0:
-        say(
-            "warning: greedy decoding with thinking tends to repeat itself without end; Qwen3 advises against it"
-        )
+        say("warning: greedy decoding with thinking tends to repeat itself without end; Qwen3's card advises "
+            "against it")  # fmt: skip
     messages = [{"role": "system", "content": config.system}] if config.system else []
     for n, question in enumerate([text] if text else read_questions()):
         check_utf8(question=question)

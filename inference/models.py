@@ -16,9 +16,10 @@ from base.files import entry, sha256_of
 from inference.hf import load_hf
 from inference.hf.configs import read_config
 from inference.hf.reading import find_folder
+from inference.text import check_fits
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
-from tokenization.tokenizers import TokenizerFiles, find_tokenizer
+from tokenization.tokenizers import find_tokenizer
 from training import checkpoint
 from training.state import RunState
 
@@ -60,7 +61,7 @@ def find_model(
         path = find_folder(model)
         _, architecture = read_config(path)
         found = find_tokenizer(tokenizer or path)
-        check_fits(found, architecture)
+        check_fits(found, architecture.vocab_size)
         architecture = shortened(architecture, context_length)
         return FoundModel(
             path, architecture, tokenizer or path, found.eot_id, is_run=False, begins_with_bos=True
@@ -75,20 +76,11 @@ def find_model(
     if tokenizer is None:
         check_own_tokenizer(out_dir, state)
     else:
-        check_fits(find_tokenizer(tokenizer), architecture)
+        check_fits(find_tokenizer(tokenizer), architecture.vocab_size)
     eot_id = entry(state.data, "eot_id", (int, NoneType), path / "state.json", "copy the run again")
     return FoundModel(
         path, architecture, tokenizer or out_dir, eot_id, is_run=True, begins_with_bos=not state.has_data
     )
-
-
-def check_fits(found: TokenizerFiles, architecture: ModelArchitectureConfig) -> None:
-    """Raises InputError for a tokenizer with more ids than the model has rows."""
-    if found.length > architecture.vocab_size:
-        raise InputError(
-            f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model {architecture.vocab_size} "
-            "rows: it belongs to another model"
-        )
 
 
 def check_own_tokenizer(out_dir: str | Path, state: RunState) -> None:

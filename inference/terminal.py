@@ -1,4 +1,5 @@
-"""A conversation on a terminal: questions as they are typed, an answer as it comes, thinking dimmed or hidden."""
+"""A conversation on a terminal: questions as they are typed, an answer as it is drawn, thinking dimmed or
+hidden."""
 
 import sys
 from collections.abc import Iterator, Sequence

@@ -5,9 +5,19 @@ from typing import TYPE_CHECKING
 
 from base.errors import InputError, one_line
 from base.text import brief
+from tokenization.tokenizers import TokenizerFiles
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+def check_fits(found: TokenizerFiles, vocab_size: int) -> None:
+    """Raises InputError for a tokenizer with more ids than the model has rows."""
+    if found.length > vocab_size:
+        raise InputError(
+            f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model {vocab_size} rows: it "
+            "belongs to another model"
+        )
 
 
 def encode(tokenizer: "Tokenizer", text: str, special: bool = False) -> list[int]:

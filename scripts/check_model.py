@@ -112,12 +112,11 @@ def check_weights(
     targets = torch.tensor([[*ids[1:], IGNORED_TARGET]], device=device)
     loss = float(model(torch.tensor([ids], device=device), targets)[1])
     ignorant = math.log(model.config.vocab_size)
-    print(
-        f"ok  forward pass: logits {list(logits.shape)}, loss {loss:.2f} nats a token (knowing nothing: {ignorant:.2f})"
-    )
+    nats = f"loss {loss:.2f} nats a token (knowing nothing: {ignorant:.2f})"
+    print(f"ok  forward pass: logits {list(logits.shape)}, {nats}")
     (answer,) = generate(model, [ids[:8]], 8, Sampling(temperature=0), tokenizer=tokenizer)
     print(f"ok  generation: {tokenizer.decode(ids[:8])!r} continues {answer.text!r}")
-    print(f"ok  memory: {memory_gb(device):.2f} GB at the most")
+    print(f"ok  memory: {memory_gb(device):.2f} GB at most")
 
 
 if __name__ == "__main__":

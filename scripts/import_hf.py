@@ -19,7 +19,7 @@ from base.fields import knob
 from base.files import writable_folder
 from inference.hf import load_hf
 from inference.hf.reading import find_folder
-from inference.models import check_fits
+from inference.text import check_fits
 from tokenization.tokenizers import find_tokenizer
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
@@ -54,7 +54,7 @@ def import_model(config: ImportConfig) -> None:
     model = load_hf(folder)
     state = RunState(origin="imported")  # it belongs to no dataset: train.py refuses to resume from it
     if tokenizer is not None:
-        check_fits(tokenizer, model.config)
+        check_fits(tokenizer, model.config.vocab_size)
         named = {"name": tokenizer.name, "length": tokenizer.length, "sha256": tokenizer.sha256}
         state.data |= {"tokenizer": named, "eot_id": tokenizer.eot_id}
     resolved = {"model": asdict(model.config), "train": asdict(TrainConfig(init_from=f"hf:{config.model}"))}
@@ -64,9 +64,8 @@ def import_model(config: ImportConfig) -> None:
             tokenizer.save(config.out_dir)
     print(f"{path}\n{model.config.summary()}\n{model.get_num_params():,} parameters")
     if tokenizer is None:
-        print(
-            f"note: {folder} has no tokenizer.json; sample.py needs one in {config.out_dir}, or --tokenizer=..."
-        )
+        needed = f"sample.py needs one in {config.out_dir}, or --tokenizer=..."
+        print(f"note: {folder} has no tokenizer.json; {needed}")
 
 
 if __name__ == "__main__":

@@ -138,6 +138,11 @@ def test_options_of_the_export(quickstart, tmp_path, capsys):
     [
         (export_hf, ["--to={tmp}/x", "--out_dir={tmp}/none"], "no checkpoint"),
         (export_hf, ["--out_dir={run}"], "--to=DIR is missing"),
+        (export_hf, ["{run}"], "did you mean --out_dir="),
+        (export_hf, ["--out_dir={run}", "--to={exported}/config.json"], "is not a folder"),
+        (export_hf, ["--out_dir={run}", "--to=/dev/null/x"], "cannot be written to"),
+        (import_hf, ["--model={exported}", "--out_dir={exported}/config.json"], "is not a folder"),
+        (import_hf, ["--model={exported}/config.json", "--out_dir={tmp}/x"], "pass the folder"),
         (export_hf, ["--out_dir={run}", "--to={run}"], "choose a new folder"),
         (export_hf, ["--out_dir={run}", "--to={tmp}/x", "--step=3"], "no checkpoint of step 3"),
         (export_hf, ["--out_dir={run}", "--to={tmp}/x", "--tokenizer={tmp}"], "tokenizer.json is missing"),

@@ -31,6 +31,18 @@ def test_bad_input_is_one_line(flag, capsys):
     assert ("no checkpoint" in said) == ("no/such" in flag)  # nothing else is wrong here
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("out-quickstart", "out_dir"), ("some words", "prompt"), ("so long " * 50, "prompt")]
+)
+def test_a_word_is_told_which_flag_it_means(word, meant, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        sample.main([word])
+    assert (
+        stopped.value.code == 2
+        and f"did you mean --{meant}={' '.join(word.split())}" in capsys.readouterr().err
+    )
+
+
 def byte_tokenizer(path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

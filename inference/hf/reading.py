@@ -162,15 +162,13 @@ def check_tensors(
                 f"{stored.path}: tensor {stored.name} is {stored.shape}, config.json wants {list(view.shape)}"
             )
         if stored.dtype not in FLOAT_DTYPES:
-            raise InputError(
-                f"{stored.path}: tensor {stored.name} holds {stored.dtype}, wanted one of {', '.join(FLOAT_DTYPES)}"
-            )
+            wanted_types = f"wanted one of {', '.join(FLOAT_DTYPES)}"
+            raise InputError(f"{stored.path}: tensor {stored.name} holds {stored.dtype}, {wanted_types}")
     known = {hf_name.removeprefix(family.prefix) for hf_name in wanted}
     for name, stored in tensors.items():
         if name not in known and not re.fullmatch(family.buffers, name):
-            raise InputError(
-                f"{stored.path}: tensor {stored.name} {stored.shape} is unexpected: the model has no such part"
-            )
+            what = f"tensor {stored.name} {stored.shape} is unexpected"
+            raise InputError(f"{stored.path}: {what}: the model has no such part")
 
 
 def find_folder(dir_or_id: str | Path) -> Path:

@@ -16,6 +16,7 @@ from inference.chat import token_text
 from inference.hf.configs import config_to_hf
 from inference.hf.families import FAMILIES
 from inference.hf.family import Family, as_hf
+from inference.text import check_fits
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from tokenization.tokenizers import find_tokenizer, save_tokenizer
@@ -127,11 +128,7 @@ def write_tokenizer(tokenizer: Any, folder: Path, config: ModelArchitectureConfi
         found = find_tokenizer(folder)
     else:
         found = save_tokenizer(tokenizer, folder)
-    if found.length > config.vocab_size:
-        raise InputError(
-            f"tokenizer {found.name!r} has ids up to {found.length - 1}, the model vocab_size={config.vocab_size} rows: "
-            "it belongs to another model"
-        )
+    check_fits(found, config.vocab_size)
     path = folder / "tokenizer_config.json"
     # A tokenizer.json alone does not tell transformers which class reads it, nor what ends a text
     fields = {

@@ -2,7 +2,7 @@
 
 import pytest
 
-from base.text import clock, human, printable, table
+from base.text import clock, human, printable, shown, table
 
 
 @pytest.mark.parametrize(
@@ -11,6 +11,14 @@ from base.text import clock, human, printable, table
 )
 def test_human(number, said):
     assert human(number) == said
+
+
+def test_shown():
+    assert shown("word") == "'word'" and shown(4) == "4" and shown({"bits": 4}) == "{'bits': 4}"
+    deep = []
+    for _ in range(5000):
+        deep = [deep]
+    assert all(len(shown(value)) < 200 for value in (deep, "x" * 9999, [1] * 9999, 10**4000))
 
 
 @pytest.mark.parametrize(

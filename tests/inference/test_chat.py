@@ -207,7 +207,7 @@ def test_a_chat_takes_the_sampling_of_its_mode(qwen3, instruct, talk):
     assert out == "So.\n" and asked[0][0].endswith(EMPTY)
     assert asked[0][1] == Sampling(temperature=0.7, top_p=0.8, top_k=5, min_p=0.1)
     _, err, asked = talk(instruct, ["So."], "--prompt=Why?", "--thinking=on")
-    assert "knows no thinking" in err and err.count("\n") == 1 and asked[0][1] == NOT_THINKING
+    assert "has no thinking mode" in err and err.count("\n") == 1 and asked[0][1] == NOT_THINKING
     _, err, _ = talk(qwen3, [THOUGHT], "--prompt=Why?", "--temperature=0")
     assert "greedy decoding with thinking" in err
     assert talk(qwen3, ["So."], "--prompt=Why?", "--temperature=0", "--thinking=off")[1] == ""

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from hf_twins import TWINS, assert_same_model, random_ids, twin_of
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     PretrainedConfig,
 )
 
+import model_components
 from base.errors import InputError
 from inference.hf import load_hf, save_hf
 from inference.hf.configs import config_from_hf, config_to_hf
@@ -109,7 +111,24 @@ def test_what_no_class_expresses_is_refused(preset, choices, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_cast_is_that_of_torch_and_a_failed_export_leaves_the_old_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("field", "registry", "entry"),
+    [
+        ("activation", model_components.ACTIVATIONS, lambda x: x.relu().square()),
+        ("normalization", model_components.NORMS, lambda dim, config: torch.nn.RMSNorm(dim)),
+        ("ffn_type", model_components.FFNS, model_components.SwiGLU),
+        ("position_encoding", model_components.POSITION_ENCODINGS, model_components.rope),
+    ],
+)
+def test_a_choice_without_a_name_there_is_refused_by_name(field, registry, entry, monkeypatch):
+    monkeypatch.setitem(registry, "mine", entry)
+    for preset in ("gpt2", "llama2", "qwen3"):
+        with pytest.raises(InputError, match=f"{field}='mine'"):
+            config_to_hf(get_preset_config(preset, **{field: "mine"}))
+
+
+@pytest.mark.parametrize("fault", [OSError, SafetensorError])
+def test_the_cast_is_that_of_torch_and_a_failed_export_leaves_the_old_one(fault, tmp_path, monkeypatch):
     model = ConfigurableGPT(get_preset_config("llama3", n_layer=1, n_embd=32, n_head=4, num_key_value_heads=2, block_size=8,
                                               vocab_size=11))  # fmt: skip
     save_hf(model, tmp_path / "out", dtype=torch.bfloat16, max_shard_bytes=2000)
@@ -121,7 +140,7 @@ def test_the_cast_is_that_of_torch_and_a_failed_export_leaves_the_old_one(tmp_pa
     )
 
     def fails(*args, **kwargs):
-        raise OSError("no space left on device")
+        raise fault("no space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr("inference.hf.writing.save_file", fails)
