@@ -1,4 +1,4 @@
-"""LLaMA 3's choices at 1.35 M parameters: one of four of equal depth, width and size (within 2 %), to compare on a CPU.
+"""LLaMA 3's choices at 1.35 M parameters, to compare on a CPU: one of four equal in depth, width and size (2 %).
 
     python train.py config/compare_tiny_llama3.py
     python compare_architectures.py --run config/compare_tiny_*.py --seeds 3

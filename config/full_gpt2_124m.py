@@ -1,4 +1,4 @@
-"""GPT-2 at 124 M, without biases: one of four of equal depth, width and size (within 1 %), to compare on equal tokens.
+"""GPT-2 at 124 M, without biases: one of four equal in depth, width and size (1 %).
 
     python train.py config/full_gpt2_124m.py
     torchrun --standalone --nproc_per_node=8 train.py config/full_gpt2_124m.py

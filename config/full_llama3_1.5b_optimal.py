@@ -10,7 +10,8 @@ arch_preset = "llama3"
 n_layer = 18
 n_head = 16
 n_embd = 2048
-# From the preset: 8 heads for keys and values (2:1 GQA), d_ff = 3.5 * 2,048 = 7,168, its vocabulary of 128,256
+# From the preset: 8 heads for keys and values (2:1 GQA),
+# d_ff = 3.5 * 2,048 = 7,168, its vocabulary of 128,256
 block_size = 2048
 
 # 262,144 tokens a step = 8 sequences * 16 micro-batches * 2,048 tokens

@@ -10,7 +10,8 @@ arch_preset = "llama3"
 n_layer = 32
 n_head = 32
 n_embd = 4096
-# From the preset: 8 heads for keys and values (4:1 GQA), d_ff = 3.5 * 4,096 = 14,336, its vocabulary of 128,256
+# From the preset: 8 heads for keys and values (4:1 GQA),
+# d_ff = 3.5 * 4,096 = 14,336, its vocabulary of 128,256
 block_size = 2048
 
 # 65,536 tokens a step = 4 sequences * 8 micro-batches * 2,048 tokens

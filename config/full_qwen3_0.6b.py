@@ -10,7 +10,8 @@ arch_preset = "qwen3"
 n_layer = 28
 n_head = 16
 n_embd = 1024
-# From the preset: 8 heads for keys and values (2:1 GQA), all heads of 128, d_ff = 3 * 1,024 = 3,072, 151,936 tokens
+# From the preset: 8 heads for keys and values (2:1 GQA),
+# all heads of 128, d_ff = 3 * 1,024 = 3,072, 151,936 tokens
 block_size = 2048
 weight_tying = True  # as the official models of this size; the preset does not tie
 

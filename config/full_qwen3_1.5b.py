@@ -3,14 +3,16 @@
     python train.py config/full_qwen3_1.5b.py
     torchrun --standalone --nproc_per_node=2 train.py config/full_qwen3_1.5b.py
 
-1,720,574,976 parameters, those of the official Qwen3-1.7B (1,409,410,048 without embeddings); 393,216 tokens a step.
+1,720,574,976 parameters, those of the official Qwen3-1.7B (1,409,410,048 without embeddings);
+393,216 tokens a step.
 """
 
 arch_preset = "qwen3"
 n_layer = 28
 n_head = 16
 n_embd = 2048
-# From the preset: 8 heads for keys and values (2:1 GQA), all heads of 128, d_ff = 3 * 2,048 = 6,144, 151,936 tokens
+# From the preset: 8 heads for keys and values (2:1 GQA),
+# all heads of 128, d_ff = 3 * 2,048 = 6,144, 151,936 tokens
 block_size = 2048
 weight_tying = True  # as the official models of this size; the preset does not tie
 
