@@ -17,7 +17,7 @@ test: .venv/installed
 # Killed, hung and stopped ranks under torchrun, four processes, twenty kills: minutes, so they are not part of make test
 test-faults: .venv/installed
 	$(BIN)/python -m pytest -o addopts="-q -p no:cacheprovider" tests/faults
-	SLOW=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/training/test_parallel.py tests/tokenization/test_preparation_resumed.py tests/test_plan.py
+	SLOW=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/training/test_parallel.py tests/tokenization/test_preparation_resumed.py tests/planning/test_memory.py
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -6,7 +6,8 @@ At 152 k words the fp32 logits of 16 k tokens are 10 GB, and their gradient as m
 takes some thousand tokens at a time and computes the gradients in the same pass, while the chunk's logits
 are there."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +16,26 @@ from torch import Tensor
 from operators.linear import linear
 
 IGNORED_TARGET = -100
-PLAIN_MAX_BYTES = 512 << 20  # auto: fp32 logits up to this size are kept
-CHUNK_BYTES = 512 << 20  # logits of a chunk, in the type of the matmul
-# fp32 logits at a time between the matmuls, where nothing is compiled: what stays in a CPU's cache; on
-# others enough to fill it
-PIECE_BYTES = 8 << 20
-DEVICE_PIECE_BYTES = 128 << 20
 LOSS_BACKENDS = ("auto", "plain", "chunked")
+
+
+@dataclass(frozen=True)
+class LossSizes:
+    """How many logits there are at a time, in bytes."""
+
+    plain_max: int = 512 << 20  # auto: fp32 logits up to this size are kept
+    chunk: int = 512 << 20  # of a chunk, in the type of the matmul
+    # In fp32 between the matmuls, where nothing is compiled: what stays in a CPU's cache; on other devices
+    # enough to fill them
+    piece: int = 8 << 20
+    device_piece: int = 128 << 20
+
+    def starts(self, tokens: int, chunk: int) -> Iterable[int]:
+        """The first token of each chunk of so many."""
+        return range(0, tokens, chunk)
+
+
+SIZES = LossSizes()
 
 
 def head_loss(
@@ -30,20 +44,16 @@ def head_loss(
     targets: Tensor,
     backend: str = "auto",
     z_loss: float = 0.0,
-    *,
-    piece_bytes: int | None = None,
-    starts: Callable[[int], Sequence[int]] | None = None,
+    sizes: LossSizes = SIZES,
 ) -> Tensor:
     """Mean over the valid targets of cross-entropy + z_loss * log(Z)^2, in nats; 0 where no target is valid.
 
     x [B, T, C], weight [V, C], targets [B, T] with -100 ignored. z_loss (PaLM, Chowdhery et al. 2022: 1e-4)
     keeps the logits' normaliser near 1. `backend` is one of LOSS_BACKENDS; auto is chunked where the logits
-    would be large. `piece_bytes` and `starts`, the first tokens of the chunks by their size, are for who
-    counts memory without data (planning/memory.py): another device's pieces, and no more chunks than
-    differ."""
+    would be large."""
     x, targets = x.flatten(0, 1), targets.flatten()  # [N, C], [N]
     if backend == "auto":
-        backend = "chunked" if 4 * x.size(0) * weight.size(0) > PLAIN_MAX_BYTES else "plain"
+        backend = "chunked" if 4 * x.size(0) * weight.size(0) > sizes.plain_max else "plain"
     if backend == "plain":
         logits = linear(x, weight).float()
         total = F.cross_entropy(logits, targets, ignore_index=IGNORED_TARGET, reduction="sum")
@@ -53,18 +63,20 @@ def head_loss(
         # The type of the matmuls is autocast's, as for F.linear above
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        chunk = max(1, CHUNK_BYTES // (dtype.itemsize * weight.size(0)))
+        chunk = max(1, sizes.chunk // (dtype.itemsize * weight.size(0)))
+        piece = max(1, (sizes.piece if device == "cpu" else sizes.device_piece) // (4 * weight.size(0)))
+        starts = tuple(sizes.starts(x.size(0), chunk))
         needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        walked = None if starts is None else tuple(starts(chunk))
-        total = ChunkedLoss.apply(x, weight, targets, z_loss, dtype, chunk, needs_grad, piece_bytes, walked)
+        total = ChunkedLoss.apply(x, weight, targets, z_loss, dtype, (starts, chunk, piece), needs_grad)
     return total / (targets != IGNORED_TARGET).sum().clamp(min=1)
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Sum of the losses of x [N, C] against targets [N] through weight [V, C], `chunk` tokens at a time.
-    The gradients of the sum are computed on the way forward and scaled on the way back, in place: a graph
-    that is kept cannot be used twice, which autograd notices. That of the weight is accumulated in fp32
-    where there are several chunks."""
+    """Sum of the losses of x [N, C] against targets [N] through weight [V, C]. `walk` is the first token of
+    each chunk, the tokens of a chunk, and those of a piece (chunk_loss). The gradients of the sum are
+    computed on the way forward and scaled on the way back, in place: a graph that is kept cannot be used
+    twice, which autograd notices. That of the weight is accumulated in fp32 where there are several
+    chunks."""
 
     @staticmethod
     def forward(
@@ -74,20 +86,19 @@ class ChunkedLoss(torch.autograd.Function):
         targets: Tensor,
         z_loss: float,
         dtype: torch.dtype,
-        chunk: int,
+        walk: tuple[tuple[int, ...], int, int],
         needs_grad: bool,
-        piece_bytes: int | None = None,
-        starts: tuple[int, ...] | None = None,
     ) -> Tensor:
+        starts, chunk, piece = walk
         with torch.autocast(x.device.type, enabled=False):
             head = weight.to(dtype)
             total = torch.zeros((), dtype=torch.float32, device=x.device)
             grad_x = torch.empty_like(x) if needs_grad else None
             grad_weight = None
-            for start in range(0, x.size(0), chunk) if starts is None else starts:
+            for start in starts:
                 rows = slice(start, start + chunk)
                 loss, grad_x_chunk, part = chunk_loss(
-                    x[rows].to(dtype), head, targets[rows], z_loss, needs_grad, piece_bytes
+                    x[rows].to(dtype), head, targets[rows], z_loss, needs_grad, piece
                 )
                 total = total + loss
                 if needs_grad:
@@ -104,29 +115,15 @@ class ChunkedLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
-        return (
-            grad_x.mul_(grad),
-            grad_weight.to(ctx.weight_dtype).mul_(grad),
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-            None,
-        )
+        return grad_x.mul_(grad), grad_weight.to(ctx.weight_dtype).mul_(grad), None, None, None, None, None
 
 
 def chunk_loss(
-    x: Tensor,
-    head: Tensor,
-    targets: Tensor,
-    z_loss: float,
-    needs_grad: bool,
-    piece_bytes: int | None = None,
+    x: Tensor, head: Tensor, targets: Tensor, z_loss: float, needs_grad: bool, piece: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """x [n, C], head [V, C] in the type of the matmuls, targets [n] -> the sum of the losses and its
-    gradients of x and head. Its logits, the only such tensor at a time, are gone when it returns."""
+    gradients of x and head. Its logits, the only such tensor at a time, are gone when it returns. Eagerly
+    `piece` tokens at a time are in fp32."""
     logits = linear(x, head)  # [n, V]
     valid = (targets != IGNORED_TARGET).float().unsqueeze(1)
     target = targets.masked_fill(targets == IGNORED_TARGET, 0).unsqueeze(
@@ -139,8 +136,6 @@ def chunk_loss(
         grad = grad.to(logits.dtype)
     else:  # the gradient takes the place of the logits; between them fp32 for as many rows as stay in cache
         total = torch.zeros((), dtype=torch.float32, device=x.device)
-        at_once = PIECE_BYTES if x.device.type == "cpu" else DEVICE_PIECE_BYTES
-        piece = max(1, (piece_bytes or at_once) // (4 * logits.size(1)))
         for part in zip(logits.split(piece), target.split(piece), valid.split(piece), strict=True):
             loss, part_grad = loss_and_gradient(part[0].float(), *part[1:], z_loss, inplace=True)
             part[0].copy_(part_grad)

@@ -1,54 +1,47 @@
-"""Which strategy and micro-batch fit a GPU's memory, and which of them to take."""
+"""Which strategy and which checkpointing fit a GPU's memory, at which batch size."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
-from base.errors import InputError
 from hardware.gpus import GPU
 from model_config import ModelArchitectureConfig
+from planning.cost import RECOMPUTED
 from planning.memory import BatchMemory, largest_batch
 from planning.options import PlanOptions
 from training.config import TrainConfig
 
 GIB = 2**30
-
-NODE_GPUS = 8  # over more of them FSDP is also planned as hybrid sharding: sharded in a node, replicated between nodes
-
-# FLOPs done for each that counts: full runs the forward twice
-CHECKPOINTING = {"none": 1.0, "selective": 1.0, "full": 4 / 3}
-
+# Over more of them FSDP is also planned as hybrid sharding: sharded in a node, replicated between nodes
+NODE_GPUS = 8
 ENOUGH_TOKENS = 4096  # in a micro-step; with fewer, matmuls leave a GPU idle. A rule of thumb
+
+
+def strategies(train: TrainConfig, gpus: int) -> dict[str, dict[str, Any]]:
+    """The flags of each that is planned, those that communicate least first."""
+    if gpus == 1:
+        return {"single": {"use_zero1": False, "use_fsdp": False}}
+    found: dict[str, dict[str, Any]] = {"ddp": {"use_zero1": False, "use_fsdp": False}}
+    if train.dtype == "float16":  # gradients that are sharded have no scaler
+        return found
+    found["zero1"] = {"use_zero1": True, "use_fsdp": False}
+    found["fsdp"] = {"use_zero1": False, "use_fsdp": True}
+    shards = train.hybrid_shard_size or NODE_GPUS
+    if gpus > shards and gpus % shards == 0:
+        found["hybrid"] = found["fsdp"] | {"hybrid_shard_size": shards}
+    return found
 
 
 def memory_rows(
     c: ModelArchitectureConfig, train: TrainConfig, o: PlanOptions, gpu: GPU
 ) -> list[dict[str, Any]]:
     """Every strategy and checkpointing mode; the traces of a row answer for all its batch sizes."""
-    strategies: dict[str, dict[str, Any]] = (
-        {"single": {}} if o.gpus == 1 else {"ddp": {}, "zero1": {}, "fsdp": {}}
-    )
-    if train.dtype == "float16":  # gradients that are sharded have no scaler
-        strategies = dict(list(strategies.items())[:1])
-    strategies = {name: {"use_zero1": name == "zero1", "use_fsdp": name == "fsdp"} for name in strategies}
-    shards = train.hybrid_shard_size or NODE_GPUS
-    if o.gpus > shards and o.gpus % shards == 0 and "fsdp" in strategies:
-        strategies["hybrid"] = {"use_zero1": False, "use_fsdp": True, "hybrid_shard_size": shards}
-    try:
-        return [
-            memory_row(
-                name,
-                c,
-                replace(train, **{"hybrid_shard_size": None} | flags, activation_checkpointing=mode),
-                o,
-                gpu,
-            )
-            for name, flags in strategies.items()
-            for mode in CHECKPOINTING
-        ]
-    except RuntimeError as error:
-        if "overflow" not in str(error):
-            raise
-        raise InputError(f"a tensor of this step is beyond 64 bits ({error}): shorten block_size") from error
+    rows = []
+    for name, flags in strategies(train, o.gpus).items():
+        for mode in RECOMPUTED:
+            changes = {"hybrid_shard_size": None} | flags | {"activation_checkpointing": mode}
+            rows.append(memory_row(name, c, replace(train, **changes), o, gpu))
+    return rows
 
 
 def memory_row(
@@ -65,12 +58,11 @@ def memory_row(
     most = max(1, sequences // o.gpus)
     largest = largest_batch(lambda b: gross(memory(b).total), limit, most, memory.starts)
     if most - 1 <= largest < most:  # that one finds no gradients, and may need less
-        largest = (
-            most if gross(memory(most, accumulates=most * o.gpus < sequences).total) <= limit else largest
-        )
+        alone = memory(most, accumulates=most * o.gpus < sequences)
+        largest = most if gross(alone.total) <= limit else largest
     # What is run: the largest that divides the step as configured and leaves each GPU equally many
     # micro-batches
-    use = next((b for b in range(largest, 0, -1) if sequences % (b * o.gpus) == 0), None)
+    use = None if sequences % o.gpus else largest_divisor(sequences // o.gpus, largest)
     parts = vars(memory(train.batch_size, train.gradient_accumulation_steps > o.gpus))
     total = gross(sum(parts.values()))
     parts = {**parts, "overhead": total - sum(parts.values()), "total": total}
@@ -88,14 +80,18 @@ def memory_row(
     }
 
 
+def largest_divisor(n: int, most: int) -> int | None:
+    """Of n, up to `most`; None where that is below 1."""
+    small = [d for d in range(1, min(most, math.isqrt(n)) + 1) if n % d == 0]
+    return max((d for d in (*small, *(n // d for d in small)) if d <= most), default=None)
+
+
 def recommend(rows: list[dict[str, Any]], T: int) -> dict[str, Any] | None:
     """What recomputes least, then what communicates least, among those that fit a micro-step of
     ENOUGH_TOKENS tokens; where none does, what fits the largest. None where nothing fits."""
-    modes = list(CHECKPOINTING)
+    modes = list(RECOMPUTED)
     rows = [row for row in rows if row["use_batch_size"]]
-    order = sorted(
-        rows, key=lambda row: modes.index(row["activation_checkpointing"])
-    )  # stable: ddp, zero1, fsdp, hybrid
+    order = sorted(rows, key=lambda row: modes.index(row["activation_checkpointing"]))  # stable
     good = [row for row in order if row["use_batch_size"] * T >= ENOUGH_TOKENS]
     return good[0] if good else max(order, key=lambda row: row["use_batch_size"], default=None)
 

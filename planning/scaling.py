@@ -8,11 +8,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import torch
-
 from base.errors import InputError
-from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
+from planning.sizes import parameters
 from training import flops
 
 
@@ -87,8 +85,3 @@ def depths_of(c: ModelArchitectureConfig, width: int, n_head: int, C: float) -> 
     for n_layer in range(max(2, math.ceil(width / WIDTH_PER_LAYER[1])), width // WIDTH_PER_LAYER[0] + 1):
         shape = replace(c, n_layer=n_layer, **sizes)
         yield Shape(shape, one + (n_layer - 1) * (two - one), C / flops.flops_per_token(shape))
-
-
-def parameters(c: ModelArchitectureConfig) -> int:
-    with torch.device("meta"):
-        return ConfigurableGPT(c).get_num_params()

@@ -23,8 +23,7 @@ FLOORS = [
     ["training"],
     ["adapters"],
     ["inference", "reporting"],
-    ["serving", "analysis"],
-    ["planning"],  # asks analysis what a run reached
+    ["serving", "analysis", "planning"],
     ["train", "sample", "serve", "compare_architectures", "plan", "scripts", "benchmarks", "recipes", "data"],
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

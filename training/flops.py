@@ -1,21 +1,27 @@
-"""What a training step costs, and what a device can do."""
+"""What a training step costs."""
+
+import functools
+from typing import Any
 
 import torch
 
-from model_components import FFNS
+from model_builder import Block
 from model_config import ModelArchitectureConfig
 
 
 def matmul_weights(config: ModelArchitectureConfig) -> int:
-    """Weights that multiply every token: all linear layers and the output head once, tied or not. The
-    embedding lookup multiplies nothing; norms and biases do not count."""
-    c = config
-    attention = (
-        c.n_embd * c.head_dim * (c.n_head + 2 * c.num_key_value_heads) + c.n_head * c.head_dim * c.n_embd
-    )
+    """Weights that multiply every token: all matrices of the blocks, and the output head once, tied or not.
+    The embedding lookup multiplies nothing; norms and biases do not count."""
+    fields = vars(config) | {"n_layer": 1, "vocab_size": 1}  # on which a block does not depend
+    return config.n_layer * block_weights(tuple(fields.items())) + config.vocab_size * config.n_embd
+
+
+@functools.cache
+def block_weights(fields: tuple[tuple[str, Any], ...]) -> int:
+    """Elements of the matrices of a block with these fields, from the block itself."""
     with torch.device("meta"):
-        ffn = sum(p.numel() for p in FFNS[c.ffn_type](c).parameters() if p.dim() > 1)
-    return c.n_layer * (attention + ffn) + c.vocab_size * c.n_embd
+        block = Block(ModelArchitectureConfig(**dict(fields)), layer=0)
+    return sum(p.numel() for p in block.parameters() if p.dim() == 2)
 
 
 def flops_per_token(

@@ -6,7 +6,7 @@ import torch
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from operators import loss as model_loss
-from operators.loss import head_loss
+from operators.loss import SIZES, LossSizes, head_loss
 
 V, C, B, T = 97, 24, 3, 10
 
@@ -19,9 +19,9 @@ def case(dtype=torch.float32, seed=0):
     return x.to(dtype).requires_grad_(), weight.requires_grad_(), targets
 
 
-def loss_and_grads(backend, z_loss=0.0, scale=3.0, **kwargs):
+def loss_and_grads(backend, z_loss=0.0, scale=3.0, sizes=SIZES, **kwargs):
     x, weight, targets = case(**kwargs)
-    loss = head_loss(x, weight, targets, backend, z_loss)
+    loss = head_loss(x, weight, targets, backend, z_loss, sizes)
     (scale * loss).backward()
     return loss.detach(), x.grad, weight.grad
 
@@ -29,11 +29,11 @@ def loss_and_grads(backend, z_loss=0.0, scale=3.0, **kwargs):
 @pytest.mark.parametrize("chunk", [1, 7, 30, 1000])
 @pytest.mark.parametrize("z_loss", [0.0, 0.01])
 @pytest.mark.parametrize("piece", [1, 4, 1000])
-def test_chunked_is_plain(monkeypatch, chunk, z_loss, piece):
-    monkeypatch.setattr(model_loss, "PIECE_BYTES", piece * 4 * V)
-    monkeypatch.setattr(model_loss, "CHUNK_BYTES", chunk * 4 * V)
-    for ours, plain in zip(loss_and_grads("chunked", z_loss), loss_and_grads("plain", z_loss), strict=True):
-        torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
+def test_chunked_is_plain(chunk, z_loss, piece):
+    sizes = LossSizes(chunk=chunk * 4 * V, piece=piece * 4 * V)
+    chunked, plain = loss_and_grads("chunked", z_loss, sizes=sizes), loss_and_grads("plain", z_loss)
+    for ours, theirs in zip(chunked, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_z_loss_is_what_it_says():
@@ -45,11 +45,11 @@ def test_z_loss_is_what_it_says():
 
 
 @pytest.mark.parametrize("chunk", [7, 1000])
-def test_under_autocast_they_differ_by_rounding(monkeypatch, chunk):
-    monkeypatch.setattr(model_loss, "CHUNK_BYTES", chunk * 2 * V)
+def test_under_autocast_they_differ_by_rounding(chunk):
+    sizes = LossSizes(chunk=chunk * 2 * V)
     exact = loss_and_grads("plain")
     with torch.autocast("cpu", torch.bfloat16):
-        plain, chunked = loss_and_grads("plain"), loss_and_grads("chunked")
+        plain, chunked = loss_and_grads("plain"), loss_and_grads("chunked", sizes=sizes)
     for ours, theirs, truth in zip(chunked, plain, exact, strict=True):
         assert ours.dtype == theirs.dtype == torch.float32
         assert (ours - truth).norm() <= 1.2 * (
@@ -94,23 +94,20 @@ def test_without_gradients_none_are_computed(monkeypatch):
 def test_auto_is_chunked_where_the_logits_are_large(monkeypatch):
     calls = []
     real = model_loss.ChunkedLoss.apply
-    monkeypatch.setattr(model_loss.ChunkedLoss, "apply", lambda *a: calls.append(a[5]) or real(*a))
+    monkeypatch.setattr(model_loss.ChunkedLoss, "apply", lambda *a: calls.append(a[5][:2]) or real(*a))
     x, weight, targets = case()
     head_loss(x, weight, targets)
     assert not calls
-    monkeypatch.setattr(model_loss, "PLAIN_MAX_BYTES", 4 * B * T * V - 1)
-    monkeypatch.setattr(model_loss, "CHUNK_BYTES", 8 * 4 * V)
-    head_loss(x, weight, targets)
-    assert calls == [8]
+    head_loss(x, weight, targets, sizes=LossSizes(plain_max=4 * B * T * V - 1, chunk=8 * 4 * V))
+    assert calls == [((0, 8, 16, 24), 8)]
 
 
-def test_chunked_compiles_whole(monkeypatch):
-    monkeypatch.setattr(model_loss, "CHUNK_BYTES", 16 * 4 * V)
+def test_chunked_compiles_whole():
     compiled = torch.compile(head_loss, fullgraph=True, dynamic=False, backend="aot_eager")
     results = []
     for function in (head_loss, compiled):
         x, weight, targets = case()
-        loss = function(x, weight, targets, "chunked", 0.01)
+        loss = function(x, weight, targets, "chunked", 0.01, LossSizes(chunk=16 * 4 * V))
         loss.backward()
         results.append((loss.detach(), x.grad, weight.grad))
     for eager, graph in zip(*results, strict=True):
@@ -149,17 +146,18 @@ def test_the_model_obeys(preset):
 
 
 @pytest.mark.parametrize("chunk_bytes", [1 << 20, 4 * 97 * 3])  # all tokens at once, three at a time
-def test_a_kept_graph_or_a_second_derivative_is_refused(chunk_bytes, monkeypatch):
+def test_a_kept_graph_or_a_second_derivative_is_refused(chunk_bytes):
     """Its gradients are scaled in place: what cannot be right is an error, not a number."""
-    monkeypatch.setattr(model_loss, "CHUNK_BYTES", chunk_bytes)
+    sizes = LossSizes(chunk=chunk_bytes)
     x = torch.randn(1, 7, 4, requires_grad=True)
     weight = torch.randn(97, 4, requires_grad=True)
     targets = torch.arange(7)[None]
-    loss = head_loss(x, weight, targets, "chunked")
+    loss = head_loss(x, weight, targets, "chunked", sizes=sizes)
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-    (grad,) = torch.autograd.grad(head_loss(x, weight, targets, "chunked") ** 2, x, create_graph=True)
+    again = head_loss(x, weight, targets, "chunked", sizes=sizes)
+    (grad,) = torch.autograd.grad(again**2, x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
 
