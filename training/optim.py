@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,15 +42,24 @@ def set_learning_rate(optimizers: list[torch.optim.Optimizer], learning_rate: fl
             group["lr"] = learning_rate * group["lr_ratio"]
 
 
+MuonProducts = Literal["bfloat16", "float32"]
+
+
+def muon_products(device: torch.device) -> MuonProducts:
+    """How a run that begins here computes the products of Muon's bfloat16 matrices: as torch does, or in
+    fp32 and rounded where a CPU has no instructions for them. There torch's kernel is many times slower;
+    the sums are in another order, so a run keeps what it began with (RunState)."""
+    return "float32" if device.type == "cpu" and not has_bfloat16(device) else "bfloat16"
+
+
 class Muon(torch.optim.Muon):
-    """torch's, whose products of bfloat16 matrices are computed in fp32 and rounded where a CPU has no
-    instructions for them: the same numbers but for the order of sums, and twenty times as fast as torch's
-    kernel there."""
+    """torch's, with `products` of its bfloat16 matrices as muon_products says. On a GPU they are torch's."""
+
+    products: MuonProducts = "bfloat16"
 
     def step(self, closure: Callable | None = None) -> float | None:
-        device = self.param_groups[0]["params"][0].device
-        slow = device.type == "cpu" and not has_bfloat16(device)
-        with ProductsInFp32() if slow else contextlib.nullcontext():
+        on_cpu = self.param_groups[0]["params"][0].device.type == "cpu"
+        with ProductsInFp32() if on_cpu and self.products == "float32" else contextlib.nullcontext():
             return super().step(closure)
 
 
@@ -68,7 +77,7 @@ class ProductsInFp32(TorchFunctionMode):
 
 
 def build_optimizers(
-    model: nn.Module, config: TrainConfig, device: torch.device
+    model: nn.Module, config: TrainConfig, device: torch.device, products: MuonProducts = "bfloat16"
 ) -> list[torch.optim.Optimizer]:
     """AdamW over everything, or Muon over the hidden matrices and AdamW over the rest.
 
@@ -99,9 +108,9 @@ def build_optimizers(
             "params": [params[n] for n in params if n in by_muon],
             "lr_ratio": muon_lr / lr if lr else 0.0,
         }
-        optimizers.append(
-            Muon([group], lr=muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
+        muon = Muon([group], lr=muon_lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+        muon.products = products
+        optimizers.append(muon)
     return optimizers
 
 

@@ -35,7 +35,7 @@ from training.flops import flops_per_token
 from training.fp8 import check_fp8
 from training.keeping import Checkpoints, check_space, set_aside_damaged, set_aside_run
 from training.meters import EnergyMeter, StepTimer
-from training.optim import build_optimizers, learning_rate_at, state_bytes
+from training.optim import build_optimizers, learning_rate_at, muon_products, state_bytes
 from training.parallel import Strategy, build_strategy
 from training.state import RunState, check_resumable
 from training.step import MicroBatch, StepResult, TrainStep
@@ -235,6 +235,8 @@ def build_run(
     data = dataset.record(config.max_iters)
 
     source, state, resume_notes = begin(model_config, config, world, data)
+    if source is None:
+        state.muon_products = muon_products(device)
 
     kernel, kernels_ms = choose_kernel(model_config, config, device, dtype, world, state.attention_backend)
     no_compiler = compile_problem(device) if config.compile else None
@@ -245,7 +247,7 @@ def build_run(
     if state.origin == "imported":
         assert load_weights is not None, "init_from='hf:…' needs load_weights"
         load_weights(config.init_from.removeprefix("hf:"), model)
-    optimizers = build_optimizers(model, config, device)
+    optimizers = build_optimizers(model, config, device, state.muon_products)
     if source is not None:
         checkpoint.load_weights(source, model)
         checkpoint.load_optimizers(source, model, optimizers)

@@ -11,6 +11,7 @@ from base.fields import MODEL, NUMBERS, differing, effective, knobs, typed, type
 from base.files import entry, read_json
 from model_config import ModelArchitectureConfig
 from training.config import TrainConfig
+from training.optim import MuonProducts
 
 Origin = Literal["scratch", "resume", "imported", "forked"]
 NUMBER = (int, float)
@@ -27,6 +28,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "guard": (dict, NoneType),
     "wandb_run_id": (str, NoneType),
     "attention_backend": (str, NoneType),
+    "muon_products": (str,),
     "data": (dict,),
     "origin": (str,),
 }
@@ -49,6 +51,7 @@ class RunState:
     guard: dict[str, float] | None = None  # of StepGuard
     wandb_run_id: str | None = None  # names the run to log backends, in every session
     attention_backend: str | None = None  # that a measurement chose
+    muon_products: MuonProducts = "bfloat16"  # training/optim.py; earlier versions had torch's alone
     data: dict[str, Any] = field(
         default_factory=lambda: dict(NO_DATA)
     )  # what was read: tokens.dataset's record
@@ -72,6 +75,9 @@ class RunState:
         for key, kinds in TYPES.items():
             if key in content or key in NEEDED:
                 entry(content, key, kinds, file, "restore the checkpoint")
+        for key in ("origin", "muon_products"):
+            if key in content:
+                typed(f"{file}: {key}", content[key], types(cls)[key])
         state = cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
         state.data = NO_DATA | state.data
         if not state.has_data:  # earlier versions wrote no origin

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 import compare_architectures
 import train
 from inference.models import find_model
+from training.state import RunState
 
 EARLIER = Path(__file__).parents[1] / "fixtures" / "earlier"
 EXPECTED = json.loads((EARLIER / "expected.json").read_text())
@@ -48,20 +49,6 @@ def close_to(events: dict[str, list[dict]], rel: float) -> dict[str, list]:
     return {kind: [pytest.approx(e, rel=rel) for e in of_kind] for kind, of_kind in events.items()}
 
 
-def resume_and_rerun(folder: Path, name: str) -> tuple[dict, dict, dict]:
-    """Resumes an earlier run and repeats it from scratch. Returns what the logs say of steps 9 to 16 after the
-    resume, and of steps 1 to 8 and 9 to 16 of the repetition."""
-    _, *flags = EXPECTED["runs"][name]["command"]
-    assert train.main(flags) == 0
-    assert [e["start_step"] for e in read_events(folder / name, "run_start")] == [0, 8]
-    assert train.main([*flags, "--out_dir=whole"]) == 0
-    return (
-        numbers(folder / name, after=8),
-        numbers(folder / "whole", until=8),
-        numbers(folder / "whole", after=8),
-    )
-
-
 def expected(name: str) -> dict[str, list[dict]]:
     """What the earlier code logged of steps 9 to 16 without a stop."""
     found = {kind: EXPECTED["runs"][name][kind] for kind in NUMBERS}
@@ -70,13 +57,24 @@ def expected(name: str) -> dict[str, list[dict]]:
     return found
 
 
+def flags_of(name: str) -> list[str]:
+    return EXPECTED["runs"][name]["command"][1:]
+
+
+@pytest.mark.parametrize("bfloat16", [True, False])
 @pytest.mark.parametrize("name", EXPECTED["runs"])
-def test_it_resumes_as_the_code_that_wrote_it_would_have(earlier, monkeypatch, name):
-    # Without this, Muon's products are summed in another order on a CPU that has no bfloat16 instructions
-    monkeypatch.setattr("training.optim.has_bfloat16", lambda device: True)
+def test_it_resumes_as_the_code_that_wrote_it_would_have(earlier, monkeypatch, name, bfloat16):
+    """Whether or not a run that began here would compute Muon's products in another way."""
     written = numbers(earlier / name)  # by the earlier code: steps 1 to 8
-    resumed, first, second = resume_and_rerun(earlier, name)
+    monkeypatch.setattr("training.optim.has_bfloat16", lambda device: bfloat16)
+    assert train.main(flags_of(name)) == 0
+    assert [e["start_step"] for e in read_events(earlier / name, "run_start")] == [0, 8]
+    resumed = numbers(earlier / name, after=8)
     assert resumed == close_to(expected(name), rel=REL[name])
+
+    monkeypatch.setattr("training.optim.has_bfloat16", lambda device: True)
+    assert train.main([*flags_of(name), "--out_dir=whole"]) == 0
+    first, second = numbers(earlier / "whole", until=8), numbers(earlier / "whole", after=8)
     assert first == close_to(written, rel=REL[name])
     assert second == close_to(expected(name), rel=REL[name])
     # Where the first half is equal to the last bit, this machine rounds as the one that wrote the fixture, and so
@@ -85,13 +83,19 @@ def test_it_resumes_as_the_code_that_wrote_it_would_have(earlier, monkeypatch, n
         assert resumed == second == expected(name)
 
 
-def test_muon_stays_close_where_its_products_are_computed_in_fp32(earlier, monkeypatch):
+def test_muon_in_fp32_stays_close_and_stays_what_it_is(earlier, monkeypatch):
     monkeypatch.setattr("training.optim.has_bfloat16", lambda device: False)
-    written = numbers(earlier / "qwen3")
-    resumed, first, second = resume_and_rerun(earlier, "qwen3")
-    assert resumed == close_to(expected("qwen3"), rel=REL["qwen3"])
-    assert first == close_to(written, rel=REL["qwen3"])
-    assert second == close_to(expected("qwen3"), rel=REL["qwen3"])
+    assert train.main([*flags_of("qwen3"), "--out_dir=whole"]) == 0
+    assert numbers(earlier / "whole", until=8) == close_to(numbers(earlier / "qwen3"), rel=REL["qwen3"])
+    assert numbers(earlier / "whole", after=8) == close_to(expected("qwen3"), rel=REL["qwen3"])
+
+    newest = earlier / "whole" / "checkpoints" / "step_00000016"
+    assert RunState.read(newest).muon_products == "float32"
+    shutil.rmtree(newest)
+    monkeypatch.setattr("training.optim.has_bfloat16", lambda device: True)  # as on another CPU
+    assert train.main([*flags_of("qwen3"), "--out_dir=whole"]) == 0
+    twice = numbers(earlier / "whole", after=8)["train"]
+    assert len(twice) == 16 and twice[:8] == twice[8:]
 
 
 @pytest.mark.parametrize("name", EXPECTED["runs"])
