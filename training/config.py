@@ -253,6 +253,8 @@ def load_config_and(argv: Sequence[str], *own: type) -> tuple[Any, ...]:
 def read_config_file(path: Path) -> dict[str, Any]:
     """The public names that the file sets. Raises InputError for one that is not a field, and for a file
     that does not run."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: name a config file, as config/quickstart.py")
     if not path.is_file():
         near = [str(p) for p in sorted(Path("config").glob("*.py"))]
         raise InputError(f"config file {path} is not there{did_you_mean(str(path), near)}")

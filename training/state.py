@@ -107,11 +107,18 @@ def check_resumable(
     """What differs between the configuration of a checkpoint and that of the run that resumes from it, as
     far as it changes numbers: notes. `saved` and `resolved` are {"model": fields, "train": fields}; a field
     that an earlier version did not have has its default. Raises InputError, naming each difference, where
-    the checkpoint belongs to another model or another order of data."""
+    the checkpoint belongs to another model or another order of data, or has fields of a model that this
+    version does not know."""
     if not state.has_data:
         begin = f"--init_from={saved['train'].get('init_from')} and another --out_dir"
         raise InputError(
             f"{checkpoint} holds imported weights and belongs to no data: to train from them pass {begin}"
+        )
+    foreign = {part: sorted(saved[part].keys() - types(kind).keys()) for part, kind in PARTS.items()}
+    if foreign["model"]:
+        raise InputError(
+            f"{checkpoint} is of another version, whose models have {', '.join(foreign['model'])}: "
+            "resume it with that version"
         )
 
     def essence(config: Mapping[str, Mapping[str, Any]], data_fingerprint: str) -> dict[str, Any]:
@@ -137,4 +144,7 @@ def check_resumable(
         differing(*(effective(kind, config[part], NUMBERS) for config in (saved, resolved)))
         for part, kind in PARTS.items()
     ]
-    return [f"changed since the checkpoint: {line}" for line in changed if line]
+    notes = [f"changed since the checkpoint: {line}" for line in changed if line]
+    if foreign["train"]:
+        notes.append(f"of the checkpoint's configuration {', '.join(foreign['train'])} is not known here")
+    return notes

@@ -78,6 +78,7 @@ def test_flags_are_typed():
     (["--dtype=bf16"], "dtype='bf16' is not known"),
     (["--arch_preset=qwen"], "did you mean 'qwen3'"),
     (["config/quickstart.py", "config/full_llama3_8b.py"], "one config file at most"),
+    (["config"], "config is a folder"),
     (["config/quikstart.py"], "did you mean 'config/quickstart.py'"),
     (["--min_lr=1"], "min_lr=1.0 exceeds learning_rate=0.0006"),
     (["--beta1=1"], "beta1=1.0"),
