@@ -39,14 +39,7 @@ from model_config import get_preset_config
 
 
 @dataclass(kw_only=True)
-class BenchmarkConfig:
-    n_layer: int = knob(6, "of the model", bounds="[1, inf)")
-    n_embd: int = knob(384, "of the model", bounds="[1, inf)")
-    n_head: int = knob(6, "of the model", bounds="[1, inf)")
-    num_key_value_heads: int = knob(3, "of the model", bounds="[1, inf)")
-    head_dim: int = knob(64, "of the model", bounds="[1, inf)")
-    d_ff: int = knob(1152, "of the model", bounds="[1, inf)")
-    vocab_size: int = knob(8192, "of the model", bounds="[1, inf)")
+class BenchmarkConfig(records.ModelShape):
     batch_sizes: str = knob("1,8", "rows, separated by commas")
     prompt_tokens: int = knob(32, "of the decoding comparison", bounds="[1, inf)")
     max_new_tokens: int = knob(256, "decoded in a round", bounds="[1, inf)")

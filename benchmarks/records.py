@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,13 +11,26 @@ import torch
 from base import cli
 from base.cli import parse_value
 from base.errors import InputError
-from base.fields import check, check_bounds
+from base.fields import check, check_bounds, knob
 from base.files import write_json
 from base.provenance import git_state, versions
 from hardware.device import device_name
 
 Config = TypeVar("Config")
 RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(kw_only=True)
+class ModelShape:
+    """Qwen3's: 6 layers, 384 wide, 6:3 heads of 64."""
+
+    n_layer: int = knob(6, "of the model", bounds="[1, inf)")
+    n_embd: int = knob(384, "of the model", bounds="[1, inf)")
+    n_head: int = knob(6, "of the model", bounds="[1, inf)")
+    num_key_value_heads: int = knob(3, "of the model", bounds="[1, inf)")
+    head_dim: int = knob(64, "of the model", bounds="[1, inf)")
+    d_ff: int = knob(1152, "of the model", bounds="[1, inf)")
+    vocab_size: int = knob(8192, "of the model", bounds="[1, inf)")
 
 
 def run(

@@ -53,7 +53,7 @@ SHAPE = ("n_layer", "n_embd", "n_head", "num_key_value_heads", "head_dim", "d_ff
 
 
 @dataclass(kw_only=True)
-class BenchmarkConfig:
+class BenchmarkConfig(records.ModelShape):
     """6 layers, 384 wide, 6:3 heads of 64."""
 
     vs: str = knob("hf,nanogpt_shape,litgpt", "the rivals, separated by commas")
@@ -61,13 +61,6 @@ class BenchmarkConfig:
     setting: Literal["same", "started"] = knob(
         "same", "same: one allocator for all; started: each as its users start it"
     )
-    n_layer: int = knob(6, "of the model", bounds="[1, inf)")
-    n_embd: int = knob(384, "of the model", bounds="[1, inf)")
-    n_head: int = knob(6, "of the model", bounds="[1, inf)")
-    num_key_value_heads: int = knob(3, "of the model", bounds="[1, inf)")
-    head_dim: int = knob(64, "of the model", bounds="[1, inf)")
-    d_ff: int = knob(1152, "of the model", bounds="[1, inf)")
-    vocab_size: int = knob(8192, "of the model", bounds="[1, inf)")
     batch_size: int = knob(8, "sequences", bounds="[1, inf)")
     block_size: int = knob(256, "tokens of a sequence", bounds="[1, inf)")
     rounds: int = knob(9, "that the medians are taken over", bounds="[1, inf)")
