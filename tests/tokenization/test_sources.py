@@ -2,69 +2,29 @@
 named."""
 
 import gzip
-import io
 import json
 import os
 import random
 
 import pytest
 from backports import zstd
+from source_formats import (
+    FORMATS,
+    ROWS,
+    TEXTS,
+    jsonl,
+    parquet,
+    problems_of,
+    rows_of,
+    separated,
+    source_of,
+    texts_of,
+)
 
 from base.errors import MissingFile
 from tokenization import cutting
 from tokenization.batches import TOO_LONG
-from tokenization.file_source import BATCH_BYTES, FileSource, find_files
-from tokenization.hub_source import HubSource
-
-SEPARATOR = "\n---\n"
-ROWS = [
-    {
-        "text": f"document {i}: " + "wort 词 слово \U0001f642\t" * (i % 7) + ("" if i % 5 else "\r\nline\n"),
-        "meta": {"set": f"s{i % 3}"},
-    }
-    for i in range(60)
-] + [
-    {"text": "", "meta": {"set": "s0"}},
-    {"text": "x" * 5000, "meta": {"set": "s1"}},
-    {"text": "the end", "meta": {"set": "s2"}},
-]
-TEXTS = [row["text"] for row in ROWS]
-
-
-def jsonl(rows):
-    return "".join(json.dumps(row, ensure_ascii=i % 2 == 0) + "\n" for i, row in enumerate(rows)).encode()
-
-
-def zstd_frames(content, n):
-    size = len(content) // n + 1
-    return b"".join(zstd.compress(content[i : i + size]) for i in range(0, len(content), size))
-
-
-def parquet(rows, row_group_size=7, **arguments):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows), buffer, row_group_size=row_group_size, **arguments)
-    return buffer.getvalue()
-
-
-def separated(texts, separator=SEPARATOR):
-    return "".join(text + separator for text in texts).encode()
-
-
-FORMATS = {
-    "a.jsonl": lambda: jsonl(ROWS),
-    "a.jsonl.zst": lambda: zstd.compress(jsonl(ROWS)),
-    "frames.jsonl.zst": lambda: zstd_frames(jsonl(ROWS), 5),
-    "a.jsonl.gz": lambda: gzip.compress(jsonl(ROWS)),
-    "members.jsonl.gz": lambda: gzip.compress(jsonl(ROWS[:20])) + gzip.compress(jsonl(ROWS[20:])),
-    "a.parquet": lambda: parquet(ROWS),
-    "one_group.parquet": lambda: parquet(ROWS, row_group_size=1000, compression="zstd"),
-    "a.txt": lambda: separated(TEXTS),
-    "a.txt.zst": lambda: zstd_frames(separated(TEXTS), 3),
-    "a.md.gz": lambda: gzip.compress(separated(TEXTS)),
-}
+from tokenization.file_source import find_files
 
 
 @pytest.fixture
@@ -76,24 +36,6 @@ def write(tmp_path):
         return path
 
     return write
-
-
-def source_of(*files, batch_bytes=BATCH_BYTES, separator=SEPARATOR, **arguments):
-    return FileSource(list(files), separator=separator, batch_bytes=batch_bytes, **arguments)
-
-
-def rows_of(source, position=None):
-    return [row for batch in source.batches(position) for row in batch.rows()]
-
-
-def texts_of(source, position=None):
-    rows = rows_of(source, position)
-    assert not [row for row in rows if row.problem]
-    return [row.text for row in rows]
-
-
-def problems_of(source):
-    return [(row.where.rpartition("/")[2], row.problem) for row in rows_of(source) if row.problem]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -428,73 +370,6 @@ def test_the_identity_changes_when_the_corpus_does(write):
     assert source_of(file, separator="x").identity != same
     assert source_of(file, file).identity != same
     assert source_of(write("a.jsonl", jsonl(ROWS[1:]))).identity != same
-
-
-@pytest.fixture(scope="module")
-def hub(tmp_path_factory):
-    """A folder of the layout of a hub dataset, in two files."""
-    folder = tmp_path_factory.mktemp("hub")
-    (folder / "data").mkdir()
-    for i in range(2):
-        (folder / f"data/train-0000{i}-of-00002.parquet").write_bytes(parquet(ROWS[i * 30 : i * 30 + 30]))
-    return folder
-
-
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    import datasets
-    import huggingface_hub.constants
-
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-@pytest.mark.parametrize("download", [False, True])
-def test_hub_dataset(hub, offline, download):
-    def source():
-        return HubSource(str(hub), source_field="meta.set", download=download, rows_at_once=7)
-
-    source_ = source()
-    next(source_.batches(None))  # as the pipeline looks at a sample first
-    batches = [(list(batch.rows()), batch.n_rows, batch.next_position) for batch in source_.batches(None)]
-    rows = [row for rows, _, _ in batches for row in rows]
-    assert [(row.text, row.source) for row in rows] == [
-        (row["text"], row["meta"]["set"]) for row in ROWS[:60]
-    ]
-    assert [row.where for row in rows] == [f"{hub} train:{i + 1}" for i in range(60)]
-    done = 0
-    for _, n_rows, position in batches:
-        done += n_rows
-        position = json.loads(json.dumps(position))
-        assert [row.text for row in rows_of(source(), position)] == TEXTS[done:60]
-
-
-def test_hub_dataset_of_jsonl(tmp_path, offline):
-    (tmp_path / "d").mkdir()
-    (tmp_path / "d/train.jsonl").write_bytes(jsonl(ROWS))
-    for download in (False, True):
-        source = HubSource(str(tmp_path / "d"), download=download, rows_at_once=10)
-        assert texts_of(source) == TEXTS
-        position = list(source.batches(None))[2].next_position
-        assert (
-            texts_of(HubSource(str(tmp_path / "d"), download=download, rows_at_once=10), position)
-            == TEXTS[30:]
-        )
-
-
-def test_hub_dataset_that_lacks_the_column(hub, offline):
-    with pytest.raises(ValueError, match=r"has no column 'content', only text, meta"):
-        HubSource(str(hub), text_field="content")
-    assert (
-        problems_of(HubSource(str(hub), text_field="meta.absent"))[0][1] == "field 'meta.absent' is missing"
-    )
-
-
-def test_hub_dataset_without_a_network(offline):
-    with pytest.raises(MissingFile, match=r"cannot be read from the hub .*--source=FILES") as error:
-        HubSource("no-such-user/no-such-dataset")
-    assert "\n" not in str(error.value)
 
 
 def test_a_file_reached_twice_is_read_once(tmp_path, monkeypatch):
