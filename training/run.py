@@ -234,14 +234,11 @@ def build_run(
     dataset = open_dataset(model_config, config, world, data_root)
     data = dataset.record(config.max_iters)
 
-    source, state, resume_notes = begin(model_config, config, world, data)
-    if source is None:
-        state.muon_products = muon_products(device)
+    source, state, resume_notes = begin(model_config, config, world, data, device)
 
     kernel, kernels_ms = choose_kernel(model_config, config, device, dtype, world, state.attention_backend)
     no_compiler = compile_problem(device) if config.compile else None
-    with torch.device("meta"):
-        model = ConfigurableGPT(replace(model_config, attention_backend=kernel))
+    model = model_on_meta(replace(model_config, attention_backend=kernel))
     seed = config.seed if state.origin == "scratch" else None
     forward = strategy.wrap(model, seed, compile=config.compile and no_compiler is None)
     if state.origin == "imported":
@@ -276,7 +273,11 @@ def build_run(
 
 
 def begin(
-    model_config: ModelArchitectureConfig, config: TrainConfig, world: World, data: dict[str, Any]
+    model_config: ModelArchitectureConfig,
+    config: TrainConfig,
+    world: World,
+    data: dict[str, Any],
+    device: torch.device,
 ) -> tuple[Path | None, RunState, list[str]]:
     """The checkpoint to resume from, if any, the state to begin with, and what changed since. Raises
     InputError."""
@@ -287,7 +288,7 @@ def begin(
         raise InputError(
             f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto"
         )
-    state, notes = RunState(), []
+    state, notes = RunState(muon_products=muon_products(device)), []
     if source is not None:
         resolved = {"model": asdict(model_config), "train": asdict(config)}
         state, saved = checkpoint.load_state(source)
