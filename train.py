@@ -85,14 +85,9 @@ def train(
 
     check_dashboard(config)
     run = build_run(
-        model_config,
-        config,
-        world,
-        device,
-        data_root=ROOT / "data",
-        load_weights=load_weights,
-        schedule=schedule,
-    )
+        model_config, config, world, device,
+        data_root=ROOT / "data", load_weights=load_weights, schedule=schedule,
+    )  # fmt: skip
     check_profile(config.profile, config.max_iters - run.start_step)
     sampler = (
         TextSampler(config, run.dataset.folders[0], model_config.vocab_size) if config.sample_prompt else None
