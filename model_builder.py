@@ -74,6 +74,7 @@ class ConfigurableGPT(nn.Module):
                 None if config.weight_tying else Linear(config.n_embd, config.vocab_size, bias=False)
             )
         self.head_loss = partial(head_loss, backend=config.loss_backend)
+        self.z_part: Tensor | None = None  # of the last loss in training: what is z_loss's, no cross-entropy
         if device.type != "meta":
             self.to_empty(device=device)
             init_weights(self, seed)
@@ -101,7 +102,12 @@ class ConfigurableGPT(nn.Module):
         x = self.stack(x, document_starts, kv_cache)
         if targets is None:
             return linear(x, head), None
-        return None, self.head_loss(x, head, targets, z_loss=self.config.z_loss if self.training else 0.0)
+        if not (self.training and self.config.z_loss):
+            return None, self.head_loss(x, head, targets)
+        apart: list[Tensor] = []
+        loss = self.head_loss(x, head, targets, z_loss=self.config.z_loss, apart=apart)
+        (self.z_part,) = apart
+        return None, loss
 
     def features(
         self, input_ids: Tensor, document_starts: Tensor | None = None, kv_cache: KVCache | None = None

@@ -42,6 +42,12 @@ def select_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.
     return torch.device("cuda", index)
 
 
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def select_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type of the matmuls. `auto` follows a fixed table: bfloat16 where the hardware multiplies it
     natively, else float32. Raises InputError for a type that the device cannot do."""

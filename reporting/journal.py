@@ -31,7 +31,7 @@ class Journal:
         self.run, config, world = run, run.config, run.world
         name = run.model_config.get_architecture_name()
         self.model = {"architecture_name": name, **derived_figures(run.model_config, config)}
-        self.hardware = instruments.hardware(run.device, run.dtype) | {
+        self.hardware = instruments.hardware(run.device, run.dtype, config.fp8 != "none") | {
             "world_size": world.size,
             "strategy": run.strategy.name,
             "attention_backend": run.attention_backend,
@@ -44,6 +44,7 @@ class Journal:
             config=run.resolved,
             model=self.model,
             data=run.state.data,
+            measurement=run.state.measurement,
             hardware=self.hardware,
             versions=versions(),
             git=git_state(),
@@ -121,11 +122,11 @@ class Journal:
             "dt_ms": dt_ms,
             "tokens_per_s": tokens_per_s,
             "mfu": flops_per_s / peak if peak else None,
-            "of_matmul_rate": flops_per_s / self.hardware["matmul_flops_per_s"],
             "compiled_graphs": graphs,
             "memory_gb": memory_gb(run.device),
             "skipped_steps": run.train_step.guard.skipped(),
         }
+        m |= {"z_loss": result.z_loss} if run.model_config.z_loss else {}
         m |= {} if energy_j is None else {"energy_j": energy_j}
         self.run_log.write("train", step=state.step, **m)
         self.progress.train(state.step, m)

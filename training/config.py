@@ -20,6 +20,7 @@ from base.text import check_utf8
 from model_config import PRESET_CONFIGS, ModelArchitectureConfig, merge_layers
 
 COUNT, AT_LEAST_0 = "[1, inf)", "[0, inf)"
+ITER_WINDOWS = 12  # nanoGPT's evaluations are eval_iters batches of its batch_size, 12
 
 
 @dataclass(kw_only=True)
@@ -145,7 +146,16 @@ class TrainConfig:
     )
 
     # What is looked at
-    eval_iters: int = knob(200, "micro-batches over all processes, of each split", kind=NUMBERS, bounds=COUNT)
+    eval_tokens: int | None = knob(
+        None,
+        "of each split, in windows of block_size; none: what eval_iters means",
+        kind=LOOKING,
+        bounds=COUNT,
+    )
+    eval_iters: int = knob(
+        200, f"nanoGPT's way to say eval_tokens: so many times {ITER_WINDOWS} windows of block_size", kind=LOOKING,
+        bounds=COUNT, needs={"eval_tokens": (None,)},
+    )  # fmt: skip
     eval_interval: int = knob(2000, "steps between evaluations", kind=LOOKING, bounds=COUNT)
     eval_only: bool = knob(False, "evaluate once and end", kind=LOOKING)
     log_interval: int = knob(10, "steps between log lines", kind=LOOKING, bounds=COUNT)
@@ -195,6 +205,10 @@ class TrainConfig:
     def tokens_per_step(self, block_size: int) -> int:
         return self.batch_size * self.gradient_accumulation_steps * block_size
 
+    def evaluated_tokens(self, block_size: int) -> int:
+        """Of each split, where it has so many."""
+        return self.eval_tokens or self.eval_iters * ITER_WINDOWS * block_size
+
     def notes(self) -> list[str]:
         """Fields that were set and have no effect."""
         return fields.notes(self)
@@ -202,6 +216,12 @@ class TrainConfig:
     def notes_here(self, model: ModelArchitectureConfig, device_type: str, world_size: int) -> list[str]:
         """Fields that give way to where the run is: its device, its processes, its output."""
         notes = []
+        if self.eval_tokens is None:
+            tokens, block_size = self.evaluated_tokens(model.block_size), model.block_size
+            notes.append(
+                f"eval_iters={self.eval_iters} means eval_tokens={tokens:,}: {self.eval_iters} x {ITER_WINDOWS} "
+                f"windows of {block_size:,}, whatever batch_size is"
+            )
         if world_size == 1 and (self.use_zero1 or self.use_fsdp):
             notes.append(
                 f"{'use_zero1' if self.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one"

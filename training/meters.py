@@ -13,14 +13,23 @@ log = logging.getLogger("nanofoundry")
 
 
 class StepTimer:
-    """Training time, without evaluation and saving. It waits for no device: the caller reads a loss first,
-    which does."""
+    """Training time, without evaluation and saving. A step returns while the device still works on it; what reads its
+    result waits for the device, and that wait is training too: settle() before whatever else is done."""
 
-    def __init__(self, trained_s: float = 0.0) -> None:
+    def __init__(self, trained_s: float = 0.0, wait: Callable[[], object] = lambda: None) -> None:
+        """`wait` returns when the device has done what it was given."""
         self.trained_s = trained_s  # over the whole run, earlier sessions included
+        self.wait = wait
         self._started: float | None = None
         self._lap_s = 0.0
         self._lap_steps = 0
+
+    def settle(self) -> None:
+        """Waits for the device, as part of the steps made so far."""
+        if self._lap_steps:
+            self.start()
+            self.wait()
+            self.stop(steps=0)
 
     def start(self) -> None:
         self._started = time.perf_counter()

@@ -21,7 +21,7 @@ import torch
 
 from base.errors import InputError
 from base.files import writable_folder
-from hardware.device import compile_problem, select_device, select_dtype
+from hardware.device import compile_problem, select_device, select_dtype, wait_for
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from tokens.dataset import Dataset, tokenizer_files
@@ -34,6 +34,7 @@ from training.evaluate import evaluate
 from training.flops import flops_per_token
 from training.fp8 import check_fp8
 from training.keeping import Checkpoints, check_space, set_aside_damaged, set_aside_run
+from training.measure import measurement, same
 from training.meters import EnergyMeter, StepTimer
 from training.optim import build_optimizers, learning_rate_at, muon_products, state_bytes
 from training.parallel import Strategy, build_strategy
@@ -61,6 +62,7 @@ class Run:
     train_step: TrainStep
     state: RunState
     source: Path | None  # the checkpoint that it resumed from
+    stay: set[int]  # the steps of checkpoints that this session removes in no case
     attention_ms: dict[str, float | str]  # where backends were timed
     notes: list[str]  # what whoever starts the run should know
 
@@ -71,9 +73,9 @@ class Run:
         self.saved_step = state.step if self.source is not None else None
         # A signal may have cut off the evaluation of the step that it saved: that is made up for
         self.cut_off = self.source is not None and self._evaluates_at(state.step) and state.val_loss is None
-        self.timer = StepTimer(state.trained_s)
+        self.timer = StepTimer(state.trained_s, lambda: wait_for(self.device))
         self.energy = EnergyMeter(self.device, self.world, state.energy_j)
-        self.checkpoints = Checkpoints(self.out_dir, self.world, self.config, state.best, self.saved_step)
+        self.checkpoints = Checkpoints(self.out_dir, self.world, self.config, state.best, self.stay)
         self.batches: Iterator[Batch] = self.dataset.loader.prefetched(state.step, self.device)
 
     @property
@@ -115,6 +117,7 @@ class Run:
     def evaluate(self, stopping: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Mean loss of each split in nats a token; None where `stopping` says on all ranks that there is no
         time."""
+        self.timer.settle()
         losses = {}
         for split in ("train", "val"):
             batches = self.dataset.evaluation_batches(split)
@@ -135,8 +138,8 @@ class Run:
         micro_batches = (MicroBatch(m, next(self.batches), accumulation, last=m == own[-1]) for m in own)
         result = self.train_step(self.state.step, micro_batches)
         if read:
-            loss = self.world.sum(result.loss).item()
-            result = StepResult(loss, result.grad_norm.item(), result.lr)
+            loss, z_loss = self.world.sum(torch.stack([result.loss, result.z_loss])).tolist()
+            result = StepResult(loss, result.grad_norm.item(), result.lr, z_loss)
         self.timer.stop(steps=1)
         self.state.step += 1
         self.state.tokens = self.state.step * self.tokens_per_step
@@ -146,6 +149,7 @@ class Run:
     def bad_steps(self) -> int:
         """Steps that were skipped since the last good one, where they are so many that the run should end;
         else 0."""
+        self.timer.settle()
         n = self.train_step.guard.bad_in_a_row()
         return n if n >= self.config.max_bad_steps else 0
 
@@ -171,6 +175,7 @@ class Run:
         returns. What becomes of it is among self.checkpoints.events(). Raises SaveFailed with `wait`."""
         if self.state.step == self.saved_step:
             return
+        self.timer.settle()
         guard, chosen = self.train_step.guard, self.model_config.attention_backend == "auto"
         self.state = replace(
             self.state,
@@ -232,10 +237,11 @@ def build_run(
     out_dir = writable_folder(config.out_dir)
     prepare_embedded(config.dataset, world, data_root)
     dataset = open_dataset(model_config, config, world, data_root)
-    data = dataset.record(config.max_iters)
+    data, measured = dataset.record(config.max_iters), measurement(dataset, config, dtype, world)
+    if measured["bytes"]:
+        data["bytes_per_token"] = measured["bytes"] / measured["tokens"]
 
-    source, state, resume_notes = begin(model_config, config, world, data, device)
-
+    source, state, stay, resume_notes = begin(model_config, config, world, data, measured, device)
     kernel, kernels_ms = choose_kernel(model_config, config, device, dtype, world, state.attention_backend)
     no_compiler = compile_problem(device) if config.compile else None
     model = model_on_meta(replace(model_config, attention_backend=kernel))
@@ -268,7 +274,7 @@ def build_run(
         )
     return Run(
         model_config, config, world, device, dtype, strategy, dataset, model, optimizers, step, state, source,
-        kernels_ms, notes,
+        stay, kernels_ms, notes,
     )  # fmt: skip
 
 
@@ -277,10 +283,11 @@ def begin(
     config: TrainConfig,
     world: World,
     data: dict[str, Any],
+    measured: dict[str, Any],
     device: torch.device,
-) -> tuple[Path | None, RunState, list[str]]:
-    """The checkpoint to resume from, if any, the state to begin with, and what changed since. Raises
-    InputError."""
+) -> tuple[Path | None, RunState, set[int], list[str]]:
+    """The checkpoint to resume from, if any, the state to begin with, the steps whose checkpoints stay, and what
+    changed since. Raises InputError."""
     source = None
     if config.init_from != "scratch":
         source = checkpoint.find_checkpoint(config.out_dir, world=world)
@@ -288,17 +295,33 @@ def begin(
         raise InputError(
             f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto"
         )
-    state, notes = RunState(muon_products=muon_products(device)), []
+    state, stay, notes = RunState(muon_products=muon_products(device)), set(), []
     if source is not None:
         resolved = {"model": asdict(model_config), "train": asdict(config)}
         state, saved = checkpoint.load_state(source)
         notes = check_resumable(source, state, saved, resolved, data["fingerprint"])
         state.origin = "resume"
+        stay = {state.step}
+        if not same(state.measurement, measured):
+            notes += measured_anew(state, stay)
     elif config.init_from.startswith("hf:"):
         state.origin = "imported"
-    state.data = data
+    state.data, state.measurement = data, measured
     state.wandb_run_id = state.wandb_run_id or secrets.token_hex(4)
-    return source, state, notes
+    return source, state, stay, notes
+
+
+def measured_anew(state: RunState, stay: set[int]) -> list[str]:
+    """Forgets the losses that an earlier session measured in another way; the checkpoint that was the best stays for
+    this session. Notes."""
+    best, state.best, state.val_loss = state.best, None, None
+    if best is None:
+        return []
+    stay.add(best["step"])
+    return [
+        f"what is evaluated is not what it was when step {best['step']} was the best, with {best['val_loss']:.4f}: the best "
+        "starts anew"
+    ]
 
 
 def open_dataset(
@@ -313,7 +336,7 @@ def open_dataset(
         batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         seed=config.seed,
-        eval_iters=config.eval_iters,
+        eval_tokens=config.evaluated_tokens(model_config.block_size),
         data_dtype=None if config.data_dtype == "auto" else config.data_dtype,
         document_masking=config.document_masking,
         rank=world.rank,

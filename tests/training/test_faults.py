@@ -83,7 +83,7 @@ def faulty_runs(world: World, folder: Path) -> None:
             sabotage.full_disk_at = set()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             name = f"{signal.Signals(number).name}{strategy}"
-            flags = ["--eval_interval=2", "--eval_iters=8", *[strategy] * bool(strategy)]
+            flags = ["--eval_interval=2", "--eval_tokens=256", *[strategy] * bool(strategy)]
             if broken_rank:
                 sabotage.signal_at = {4: number}
             run(name, *flags)

@@ -43,7 +43,7 @@ WORLDS = [(size, name) for size, names in STRATEGIES.items() for name in names]
 SHAPE = (
     "--arch_preset=qwen3 --n_layer=2 --n_embd=36 --n_head=2 --num_key_value_heads=1 --head_dim=10 --d_ff=50 --block_size=16 "
     "--vocab_size=97 --batch_size=2 --gradient_accumulation_steps=8 --max_iters=20 --lr_decay_iters=20 --warmup_iters=2 "
-    "--learning_rate=1e-3 --min_lr=1e-4 --eval_interval=10 --eval_iters=5 --log_interval=1 --device=cpu --dtype=float32 "
+    "--learning_rate=1e-3 --min_lr=1e-4 --eval_interval=10 --eval_tokens=160 --log_interval=1 --device=cpu --dtype=float32 "
     "--compile=False --seed=7"
 ).split()
 VARIANTS = {
