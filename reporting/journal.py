@@ -40,6 +40,7 @@ class Journal:
         self.run_log = RunLog(run.out_dir, world.rank)
         self.run_log.write(
             "run_start",
+            run_id=run.state.wandb_run_id,
             command=list(command),
             config=run.resolved,
             model=self.model,
@@ -50,7 +51,7 @@ class Journal:
             git=git_state(),
             start_step=run.start_step,
         )
-        self.backends = Backends(config, run.resolved, run.state.wandb_run_id, world.rank)
+        self.backends = Backends(config, run.resolved, run.state.wandb_run_id, run.start_step, world.rank)
         show = Dashboard if config.dashboard and sys.stderr.isatty() else Progress
         self.progress = show(run.start_step, config.max_iters, world.rank)
         self._graphs: int | None = None

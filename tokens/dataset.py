@@ -125,6 +125,7 @@ class Dataset:
             "sources": sources,
             "fingerprint": self.splits["train"].fingerprint,
             "bytes_per_token": self.bytes_per_token,
+            "train_bytes_per_token": self.splits["train"].mean_bytes_per_token,
             "tokenizer": self.tokenizer,
             "eot_id": self.eot_id,
         }

@@ -278,7 +278,7 @@ def test_death_at_every_operation_of_a_save_loses_nothing(tmp_path):
     good = digests(start, 2)
 
     def save(out_dir: Path) -> None:
-        checkpoints = keeping.Checkpoints(out_dir, World(), config, None, None)
+        checkpoints = keeping.Checkpoints(out_dir, World(), config, None)
         checkpoints.save(tensors, RunState(step=3, val_loss=None), {}, wait=True)
 
     found_at, n = [], 0
