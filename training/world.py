@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed
@@ -23,6 +23,8 @@ import torch.multiprocessing
 from torch import Tensor
 
 from base.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,18 @@ class World:
             values = [None] * self.size
             torch.distributed.all_gather_object(values, value)
         return next((v for v in values if v is not None), None)
+
+    def by_rank_0(self, work: Callable[[], T]) -> T | None:
+        """What work() returns on rank 0, None on the others; an InputError of it is raised on all."""
+        done, problem = None, None
+        if self.rank == 0:
+            try:
+                done = work()
+            except InputError as error:
+                problem = str(error)
+        if (problem := self.first(problem)) is not None:
+            raise InputError(problem)
+        return done
 
 
 def on_ranks(size: int, work: Callable[..., Any], *args: Any) -> list[Any]:
