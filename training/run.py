@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from base.errors import InputError
+from base.errors import InputError, writing
 from base.files import writable_folder
+from base.locks import FolderLock, check_free
 from hardware.device import compile_problem, select_device, select_dtype, wait_for
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
@@ -33,7 +34,7 @@ from training.config import TrainConfig
 from training.evaluate import evaluate
 from training.flops import flops_per_token
 from training.fp8 import check_fp8
-from training.keeping import Checkpoints, check_space, set_aside_damaged, set_aside_run
+from training.keeping import Checkpoints, check_space, check_unchanged, set_aside_damaged, set_aside_run
 from training.measure import measurement, same
 from training.meters import EnergyMeter, StepTimer
 from training.optim import build_optimizers, learning_rate_at, muon_products, state_bytes
@@ -69,6 +70,7 @@ class Run:
     def __post_init__(self) -> None:
         state = self.state
         self.out_dir = Path(self.config.out_dir)
+        self.lock: FolderLock | None = None  # of the run folder, on rank 0
         self.start_step = state.step
         self.saved_step = state.step if self.source is not None else None
         # A signal may have cut off the evaluation of the step that it saved: that is made up for
@@ -154,20 +156,31 @@ class Run:
         return n if n >= self.config.max_bad_steps else 0
 
     def open_folder(self) -> list[str]:
-        """Makes the run folder, sets aside what is there of other runs, and copies the tokenizer. Notes on
-        what moved."""
+        """Makes the run folder, which belongs to this run until close(), sets aside what is there of other
+        runs, and copies the tokenizer. Notes on what moved. Raises InputError, on every rank, where another
+        run is at work in it."""
+        return self.world.by_rank_0(self._open_folder) or []
+
+    def _open_folder(self) -> list[str]:
         notes = []
-        if self.world.rank == 0:
+        with writing(self.out_dir):
             self.out_dir.mkdir(parents=True, exist_ok=True)
-            if self.config.eval_only:
-                return notes
-            if self.source is not None:
-                damaged = set_aside_damaged(self.out_dir, self.state.step)
-                notes += [f"a damaged checkpoint is now {path}" for path in damaged]
-            elif aside := set_aside_run(self.out_dir, tokenizer_files(self.out_dir)):
-                notes.append(f"the checkpoints of an earlier run are now in {aside}")
-            for file in tokenizer_files(self.dataset.folders[0]):
-                shutil.copy(file, self.out_dir)
+            self.lock = FolderLock(self.out_dir, "run")
+            try:
+                if self.config.eval_only:
+                    return notes
+                if self.source is not None:
+                    damaged = set_aside_damaged(self.out_dir, self.start_step)
+                    notes += [f"a damaged checkpoint is now {path}" for path in damaged]
+                if self.config.init_from != "scratch":
+                    check_unchanged(self.out_dir, self.source, self.start_step)
+                elif aside := set_aside_run(self.out_dir, tokenizer_files(self.out_dir)):
+                    notes.append(f"the checkpoints of an earlier run are now in {aside}")
+                for file in tokenizer_files(self.dataset.folders[0]):
+                    shutil.copy(file, self.out_dir)
+            except BaseException:
+                self.lock.release()
+                raise
         return notes
 
     def save(self, wait: bool = True) -> None:
@@ -192,8 +205,10 @@ class Run:
         self.saved_step = self.state.step
 
     def close(self) -> None:
-        """Ends the reading of batches."""
+        """Ends the reading of batches, and lets go of the run folder."""
         self.batches.close()
+        if self.lock is not None:
+            self.checkpoints.when_written(self.lock.release)
 
 
 def model_on_meta(model_config: ModelArchitectureConfig) -> ConfigurableGPT:
@@ -235,6 +250,7 @@ def build_run(
     check_fp8(config, model_config, device)
     strategy = build_strategy(config, world, device, dtype)
     out_dir = writable_folder(config.out_dir)
+    world.by_rank_0(lambda: check_free(out_dir, "run"))  # said before anything that takes long
     prepare_embedded(config.dataset, world, data_root)
     dataset = open_dataset(model_config, config, world, data_root)
     data, measured = dataset.record(config.max_iters), measurement(dataset, config, dtype, world)

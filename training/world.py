@@ -9,13 +9,14 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed
@@ -23,6 +24,8 @@ import torch.multiprocessing
 from torch import Tensor
 
 from base.errors import InputError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,18 @@ class World:
             torch.distributed.all_gather_object(values, value)
         return next((v for v in values if v is not None), None)
 
+    def by_rank_0(self, work: Callable[[], T]) -> T | None:
+        """What work() returns on rank 0, None on the others; an InputError of it is raised on all."""
+        done, problem = None, None
+        if self.rank == 0:
+            try:
+                done = work()
+            except InputError as error:
+                problem = str(error)
+        if (problem := self.first(problem)) is not None:
+            raise InputError(problem)
+        return done
+
 
 def on_ranks(size: int, work: Callable[..., Any], *args: Any) -> list[Any]:
     """For tests and benchmarks: what work(world, *args) returns, as JSON, in each of `size` connected
@@ -202,6 +217,7 @@ class StopVote:
 
     def __init__(self, world: World, signals: "StopSignals") -> None:
         self.world, self.signals = world, signals
+        signals.heard = True
         self.agreed: str | None = None  # the name of the signal
         self._pending: tuple[Tensor, torch.distributed.Work] | None = None
 
@@ -225,15 +241,44 @@ class StopVote:
 
 
 class StopSignals:
-    """SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and an end; `received` names the first. A second one
-    ends at once."""
+    """SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and an end; `received` names the first. The same one
+    within REPEAT_S is the same request, which a launcher passed on too; any other second one ends at once.
+    The death of torchrun asks for an end as SIGTERM does, and makes it in ORPHAN_S at the latest."""
+
+    REPEAT_S = 5.0
+    ORPHAN_S = 300.0  # TORCH_ELASTIC_SHUTDOWN_TIMEOUT of the scripts, which torchrun would wait
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.heard = False  # whether anybody asks; before, there is nothing to save
+        self._received_at = 0.0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._handle)
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # not for whom a user starts, who may leave
+            threading.Thread(target=self._watch, args=(os.getppid(),), name="launcher", daemon=True).start()
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.received:
+        name, now = signal.Signals(number).name, time.monotonic()
+        if self.received is None:
+            self.received, self._received_at = name, now
+        elif name != self.received or now - self._received_at > self.REPEAT_S:
             os._exit(128 + number)
-        self.received = signal.Signals(number).name
+
+    def _watch(self, launcher: int) -> None:
+        while os.getppid() == launcher and not _is_an_init(launcher):
+            time.sleep(0.5)
+        self.received = self.received or "SIGTERM"
+        with contextlib.suppress(OSError):  # the terminal may have gone with it
+            print("the launcher of this process is gone: ending", file=sys.stderr, flush=True)
+        if self.heard:
+            time.sleep(self.ORPHAN_S)
+        os._exit(1)
+
+
+def _is_an_init(pid: int) -> bool:
+    """Whether a parent is process 1 and runs another program than Python: the launcher died before it could
+    be known, and its children were handed on."""
+    try:
+        return pid == 1 and not Path(os.readlink("/proc/1/exe")).name.startswith(("python", "pypy"))
+    except OSError:  # another user's: not known
+        return False
