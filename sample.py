@@ -124,7 +124,8 @@ def stream_options(
     config: SampleConfig, found: FoundModel, tokenizer: Any, template: ChatTemplate | None
 ) -> dict[str, Any]:
     """What inference.generate.stream is asked for: ends, allowed ids and so on. Raises InputError."""
-    stop_ids = set() if found.eot_id is None else {found.eot_id}
+    ends = found.ends(tokenizer)
+    stop_ids = set(ends.ids)
     if template is not None:
         stop_ids |= set(template.stop_ids)
     allowed = None
@@ -137,7 +138,7 @@ def stream_options(
             raise InputError(f"{config.vocabulary} has ids up to {allowed[-1]}, the model {rows} rows")
     return {
         "stop_ids": stop_ids,
-        "stop_strings": [s.replace("\\n", "\n") for s in config.stop.split("||") if s],
+        "stop_strings": [*(s.replace("\\n", "\n") for s in config.stop.split("||") if s), *ends.strings],
         "tokenizer": tokenizer,
         "allowed_ids": allowed,
         "compiled": config.compile,

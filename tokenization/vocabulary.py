@@ -237,6 +237,8 @@ def prune_tokenizer(tokenizer_json: bytes, kept: Sequence[int]) -> bytes:
     record["added_tokens"] = [
         {**t, "id": new_id[t["id"]]} for t in record["added_tokens"] if t["id"] in new_id
     ]
+    if padding := record.get("padding"):  # used where a caller asks for it alone
+        padding["pad_id"] = new_id.get(padding["pad_id"], 0)
     try:
         _renumber_post_processor(record.get("post_processor") or {}, new_id.__getitem__)
     except KeyError as error:

@@ -37,6 +37,7 @@ def tokenizer_files(folder: Path) -> list[Path]:
         "merges.txt",
         "chat_template*",
         "*.tiktoken",
+        "generation_config.json",  # of a run that began with a model which had one
     )
     return [file for name in names for file in sorted(folder.glob(name)) if file.is_file()]
 
