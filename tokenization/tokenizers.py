@@ -9,15 +9,15 @@ their sha256 is that of the official tokenizer.json. The package `tokenizers` is
 training needs none."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from base.errors import InputError, MissingFile, MissingPackage, require
 from base.files import read_bytes
-from tokenization.named import TOKENIZERS, Known
-from tokenization.tokenizer_files import TokenizerFiles, describe, loaded
+from tokenization.named import TOKENIZERS, Known, config_bytes
+from tokenization.older_files import is_older
+from tokenization.tokenizer_files import TokenizerFiles, describe, describe_older, loaded
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,10 +28,14 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 COMPANIONS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "vocab.json",
     "merges.txt",
+    "tokenizer.model",
+    "tekken.json",
 )
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 
 
 def find_tokenizer(name_or_folder: str | Path) -> TokenizerFiles:
@@ -51,16 +55,14 @@ def find_tokenizer(name_or_folder: str | Path) -> TokenizerFiles:
     if name in TOKENIZERS:
         return _find_known(name, TOKENIZERS[name])
     if os.path.isdir(folder):
+        companions = _companions(folder, "config.json")
+        if is_older(companions):
+            return describe_older(folder.resolve().name, companions)
         raise MissingFile(
             f"{folder}/tokenizer.json is missing: it belongs beside the data or the weights it made"
         )
     if name.count("/") == 1 and not name.startswith((".", "/")):
-        companions = {
-            file: content
-            for file in ("tokenizer_config.json", "config.json")
-            if (content := _from_hub(name, file, optional=True))
-        }
-        return describe(name, _from_hub(name, "tokenizer.json"), companions)
+        return _find_on_hub(name)
     raise MissingFile(
         f"tokenizer {name!r} is not one of {', '.join(TOKENIZERS)}, not a folder and not a hub id: "
         "check its spelling"
@@ -82,13 +84,44 @@ def save_tokenizer(name_or_folder: str | Path, folder: str | Path) -> TokenizerF
     return found
 
 
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder holds the files of a tokenizer, of whatever layout."""
+    folder = Path(folder)
+    return os.path.lexists(folder / "tokenizer.json") or is_older(
+        {file: b"" for file in COMPANIONS if os.path.isfile(folder / file)}
+    )
+
+
 def _companions(folder: Path, *more: str) -> dict[str, bytes]:
-    return {file: read_bytes(folder / file) for file in (*COMPANIONS, *more) if os.path.isfile(folder / file)}
+    files = [*COMPANIONS, *more]
+    files += sorted(f"{MORE_TEMPLATES}/{path.name}" for path in folder.glob(f"{MORE_TEMPLATES}/*.jinja"))
+    return {file: read_bytes(folder / file) for file in files if os.path.isfile(folder / file)}
+
+
+def _find_on_hub(repo: str) -> TokenizerFiles:
+    """What a repository holds of a tokenizer; where it cannot be listed, what of it the cache has."""
+    hub = require("huggingface_hub", f"tokenizer {repo!r}, which comes from the hub,")
+    wanted = [*COMPANIONS, "config.json", "tokenizer.json"]
+    try:
+        there = hub.list_repo_files(repo)
+        wanted = [f for f in wanted if f in there] + [f for f in there if _is_template(f)]
+    except Exception:  # of the package's own and of the network's
+        wanted = [f for f in wanted if f not in ("tekken.json", "tokenizer.model")]
+    files = {file: content for file in wanted if (content := _from_hub(repo, file, optional=True))}
+    content = files.pop("tokenizer.json", None)
+    if content is None and is_older(files):
+        return describe_older(repo, files)
+    return describe(repo, content or _from_hub(repo, "tokenizer.json"), files)
+
+
+def _is_template(file: str) -> bool:
+    folder, _, name = file.partition("/")
+    return folder == MORE_TEMPLATES and name.endswith(".jinja") and "/" not in name
 
 
 def _find_known(name: str, known: Known) -> TokenizerFiles:
     folder, hint = DATA / f"{name}_tokenizer", ""
-    companions = {"tokenizer_config.json": json.dumps(known.config, indent=2, ensure_ascii=False).encode()}
+    companions = {"tokenizer_config.json": config_bytes(known.config)}
     content = None
     if os.path.lexists(folder / "tokenizer.json"):
         where = f"{folder}/tokenizer.json"

@@ -1,6 +1,7 @@
 """All that one process of a run reads: dataset folders by name or path, their splits, their batches."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,23 @@ def tokenizer_files(folder: Path) -> list[Path]:
     names = (
         "tokenizer*",
         "special_tokens_map.json",
+        "added_tokens.json",
         "vocab.json",
         "merges.txt",
+        "tekken.json",
         "chat_template*",
+        "additional_chat_templates/*.jinja",
         "*.tiktoken",
         "generation_config.json",  # of a run that began with a model which had one
     )
     return [file for name in names for file in sorted(folder.glob(name)) if file.is_file()]
+
+
+def copy_tokenizer(folder: Path, to: Path) -> None:
+    for file in tokenizer_files(folder):
+        copy = to / file.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(file, copy)
 
 
 class Dataset:

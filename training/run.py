@@ -11,7 +11,6 @@ In a world of processes every rank calls every method, at the same points of its
 """
 
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from base.locks import FolderLock, check_free
 from hardware.device import compile_problem, select_device, select_dtype, wait_for
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
-from tokens.dataset import Dataset, tokenizer_files
+from tokens.dataset import Dataset, copy_tokenizer, tokenizer_files
 from tokens.loader import Batch
 from tokens.mixture import parse_mixture
 from training import checkpoint
@@ -176,8 +175,7 @@ class Run:
                     check_unchanged(self.out_dir, self.source, self.start_step)
                 elif aside := set_aside_run(self.out_dir, tokenizer_files(self.out_dir)):
                     notes.append(f"the checkpoints of an earlier run are now in {aside}")
-                for file in tokenizer_files(self.dataset.folders[0]):
-                    shutil.copy(file, self.out_dir)
+                copy_tokenizer(self.dataset.folders[0], self.out_dir)
             except BaseException:
                 self.lock.release()
                 raise
