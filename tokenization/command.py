@@ -21,10 +21,12 @@ from tokenization.hub_source import HubSource
 from tokenization.job import Job, Settings
 from tokenization.merging import merge, parse_task, task_files, task_folder
 from tokenization.pipeline import prepare
-from tokenization.searching import KNOWN, Found, find_files, parse_ext
+from tokenization.searching import KNOWN, Found, find_files, format_of, parse_ext
 from tokenization.tokenizers import find_tokenizer
 from tokens.format import read_meta
 from tokens.verify import verify
+
+FEW_VAL_TOKENS = 12 * 1024  # of a validation split: 12 windows of 1,024, what eval_iters=1 means
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,9 @@ def open_source(
         source = FileSource(
             found.files, c.text_field, c.source_field, separator, split_documents=cut, ext=ext
         )
+        cuts = "--separator" if separator else "--split_documents" if cut else None
+        if cuts and not any(format_of(file, ext) == "text" for file in found.files):
+            print(f"{cuts} has no effect without text files", file=sys.stderr)
         return source, printable(f"{len(found.files)} files of {', '.join(c.source)}"), found
     if hub is None:
         raise InputError(f"which text? pass --source=FOLDER, files or a pattern ({KNOWN})")
@@ -192,6 +197,13 @@ def report(folder: Path, meta: dict[str, Any], files: Found | None = None) -> in
         print(
             f"{split}: {entry['documents']:,} documents, {entry['tokens']:,} tokens, "
             f"{entry['text_bytes']:,} bytes of text, {_ratio(entry)}, {len(entry['shards'])} shards"
+        )
+    if meta["preparation"].get("val_fraction") is not None:
+        print("  val is the least that can be held out: --val_fraction alone would have held out nothing")
+    if 0 < (tokens := meta["splits"].get("val", {"tokens": 0})["tokens"]) < FEW_VAL_TOKENS:
+        print(
+            f"  val has {tokens:,} tokens: an evaluation needs more than block_size of them, and says little with "
+            "few: hold out more with --val_fraction"
         )
     for source, s in sorted(meta["preparation"]["statistics"].items()):
         print(

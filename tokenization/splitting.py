@@ -64,7 +64,8 @@ SPACE_AFTER_LINE = re.compile(rb"\n\s+")
 
 @dataclass(frozen=True)
 class Paragraphs:
-    """Documents with blank lines after each, which are left out; the indentation of the next one is its own."""
+    """Documents with blank lines after each, which are left out with the spaces before them; the indentation of
+    the next one is its own."""
 
     def ends(self, content: bytes) -> Iterator[tuple[int, int]]:
         """(where a paragraph's text ends, where the next one begins), for those whose next one is seen."""
@@ -81,7 +82,7 @@ class Paragraphs:
             found.append(content[begin:end])
             begin = following
         found.append(content[begin:])
-        return [text.rstrip(b"\r\n") for text in found if text.strip()]
+        return [text.rstrip() for text in found if text.strip()]
 
     def first_end(self, content: bytes) -> int:
         return next((following for _, following in self.ends(content)), -1)
