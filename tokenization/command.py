@@ -16,14 +16,17 @@ from base.errors import EXIT_INPUT, EXIT_STOPPED, InputError
 from base.fields import knob, with_defaults
 from base.text import printable
 from tokenization.batches import Source
-from tokenization.file_source import FileSource, find_files
+from tokenization.file_source import FileSource, parse_split_documents
 from tokenization.hub_source import HubSource
 from tokenization.job import Job, Settings
 from tokenization.merging import merge, parse_task, task_files, task_folder
 from tokenization.pipeline import prepare
+from tokenization.searching import KNOWN, Found, find_files, format_of, parse_ext
 from tokenization.tokenizers import find_tokenizer
 from tokens.format import read_meta
 from tokens.verify import verify
+
+FEW_VAL_TOKENS = 12 * 1024  # of a validation split: 12 windows of 1,024, what eval_iters=1 means
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Texts:
     separator: str | None = knob(
         None, "cuts text files into documents, such as '\\n\\n'; none: a file is one"
     )
+    split_documents: str | None = knob(
+        None, "cuts text files into documents of about so many bytes, or into paragraphs; none: a file is one"
+    )
+    ext: list[str] = knob([], "more suffixes of text, such as .tex,.c")
     download: bool = knob(False, "download the dataset of the hub first instead of streaming it")
     revision: str | None = knob(None, "of the dataset of the hub")
 
@@ -93,7 +100,7 @@ def work(c: PrepareConfig, hub: Hub | None) -> int:
     stopping = stopped_by_signals()
     try:
         found = find_tokenizer(_asked_tokenizer(c))
-        source, in_words = open_source(c, hub, task)
+        source, in_words, files = open_source(c, hub, task)
         meta = prepare(
             source,
             found,
@@ -108,7 +115,7 @@ def work(c: PrepareConfig, hub: Hub | None) -> int:
     except KeyboardInterrupt:
         print(f"stopped; the same command resumes {out_dir}", file=sys.stderr)
         return EXIT_STOPPED
-    return report(out_dir, meta)
+    return report(out_dir, meta, files)
 
 
 def stopped_by_signals() -> Callable[[], bool]:
@@ -132,20 +139,27 @@ def _asked_tokenizer(c: PrepareConfig) -> str:
     return c.tokenizer
 
 
-def open_source(c: PrepareConfig, hub: Hub | None, task: tuple[int, int] | None) -> tuple[Source, str]:
-    """The source that the flags name, and what it is in words."""
+def open_source(
+    c: PrepareConfig, hub: Hub | None, task: tuple[int, int] | None
+) -> tuple[Source, str, Found | None]:
+    """The source that the flags name, what it is in words, and its files where it has some."""
     if c.source:
-        files = find_files(c.source)
+        ext = parse_ext(c.ext)
+        found = find_files(c.source, ext)
         if task is not None:
-            files = task_files(files, *task)
+            found.files = task_files(found.files, *task)
         # As typed on a command line, \\n and \\t mean what they mean in Python
         separator = c.separator.replace("\\n", "\n").replace("\\t", "\t") if c.separator else None
-        source = FileSource(files, c.text_field, c.source_field, separator)
-        return source, printable(f"{len(files)} files of {', '.join(c.source)}")
-    if hub is None:
-        raise InputError(
-            "which text? pass --source=FOLDER, files or a pattern (.jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt)"
+        cut = parse_split_documents(c.split_documents) if c.split_documents is not None else None
+        source = FileSource(
+            found.files, c.text_field, c.source_field, separator, split_documents=cut, ext=ext
         )
+        cuts = "--separator" if separator else "--split_documents" if cut else None
+        if cuts and not any(format_of(file, ext) == "text" for file in found.files):
+            print(f"{cuts} has no effect without text files", file=sys.stderr)
+        return source, printable(f"{len(found.files)} files of {', '.join(c.source)}"), found
+    if hub is None:
+        raise InputError(f"which text? pass --source=FOLDER, files or a pattern ({KNOWN})")
     if task is not None:
         raise InputError("--task shares out local files: download the dataset and pass --source=FILES")
     source = HubSource(
@@ -157,7 +171,7 @@ def open_source(c: PrepareConfig, hub: Hub | None, task: tuple[int, int] | None)
         download=c.download,
         expected_tokens=hub.expected_tokens,
     )
-    return source, f"{hub.repo} of the Hugging Face hub"
+    return source, f"{hub.repo} of the Hugging Face hub", None
 
 
 def verify_folder(folder: Path) -> int:
@@ -177,18 +191,27 @@ def verify_folder(folder: Path) -> int:
     return 0
 
 
-def report(folder: Path, meta: dict[str, Any]) -> int:
-    """Prints what a dataset holds. Returns the exit code."""
+def report(folder: Path, meta: dict[str, Any], files: Found | None = None) -> int:
+    """Prints what a dataset holds, and of which files. Returns the exit code."""
     for split, entry in meta["splits"].items():
         print(
             f"{split}: {entry['documents']:,} documents, {entry['tokens']:,} tokens, "
             f"{entry['text_bytes']:,} bytes of text, {_ratio(entry)}, {len(entry['shards'])} shards"
+        )
+    if meta["preparation"].get("val_fraction") is not None:
+        print("  val is the least that can be held out: --val_fraction alone would have held out nothing")
+    if 0 < (tokens := meta["splits"].get("val", {"tokens": 0})["tokens"]) < FEW_VAL_TOKENS:
+        print(
+            f"  val has {tokens:,} tokens: an evaluation needs more than block_size of them, and says little with "
+            "few: hold out more with --val_fraction"
         )
     for source, s in sorted(meta["preparation"]["statistics"].items()):
         print(
             f"  {source or 'all'}: {s['documents']:,} documents, {s['tokens']:,} tokens, {_ratio(s)}, "
             f"longest {s['longest_document_bytes']:,} bytes"
         )
+    if files is not None:
+        print(f"  {files.in_words()}")
     if meta["preparation"]["bad_rows"]:
         print(f"  {meta['preparation']['bad_rows']:,} bad rows were left out")
     print(f"{folder} is ready")

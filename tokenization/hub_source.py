@@ -62,7 +62,7 @@ class HubSource:
         except Exception as error:  # of datasets, the hub's client, the network
             raise MissingFile(
                 f"dataset {self.repo} cannot be read from the hub ({_reason(error)}): check the network, or "
-                "pass local files with --source=FILES (.jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt)"
+                "pass local files with --source=FILES (.jsonl, .parquet, .txt and others)"
             ) from error
 
     def batches(self, position: dict[str, Any] | None) -> Iterator[Batch]:

@@ -11,10 +11,11 @@ from preparing import FORMATS, TEXTS, custom, files_of, refused
 
 from base.errors import InputError, MissingFile, MissingPackage
 from tokenization import merging
-from tokenization.file_source import FileSource, find_files
+from tokenization.file_source import FileSource
 from tokenization.job import Job, Settings, identity_of
 from tokenization.pipeline import prepare
 from tokenization.progress import read_progress
+from tokenization.searching import find_files
 from tokenization.worker import in_another_process
 
 pytest_plugins = ["preparing_fixtures"]

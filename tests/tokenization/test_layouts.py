@@ -1,297 +1,190 @@
-"""The ids of a folder are AutoTokenizer's, whatever its layout: tokens that one file alone knows, names and
-their precedence, state of a tokenizer.json, classes with a pipeline of their own, folders without a
-tokenizer.json. So are those of what is saved of it."""
+"""Layouts of files as people publish them: read, or named in one line with the reason."""
 
 import json
-import random
+import tracemalloc
 
 import pytest
-import tokenizers as tk
-from tokenizer_layouts import (
-    TEXTS,
-    assert_same,
-    byte_level,
-    sentencepiece_style,
-    theirs,
-    unigram,
-    write_folder,
-)
+from backports import zstd
+from source_formats import jsonl, problems_of, rows_of, source_of, texts_of
 
-from base.errors import InputError, MissingPackage
-from tokenization import other_classes
-from tokenization.named import TOKENIZERS, config_bytes
-from tokenization.tokenizers import find_tokenizer, has_tokenizer, load_tokenizer
-from tokens.dataset import tokenizer_files
-
-RAW, GPT2, QWEN, LLAMA = "PreTrainedTokenizerFast", "GPT2Tokenizer", "Qwen2Tokenizer", "LlamaTokenizer"
-BYTES = json.loads(byte_level().to_str())
-SPM = json.loads(sentencepiece_style().to_str())
-UNIGRAM = json.loads(unigram().to_str())
-TOOL = {
-    "content": "<tool>",
-    "single_word": False,
-    "lstrip": True,
-    "rstrip": False,
-    "normalized": False,
-    "special": False,
-}
-EXTRA = {**TOOL, "content": "<extra>", "special": True, "lstrip": False}
-N = len(BYTES["model"]["vocab"])
-END = {**BYTES["added_tokens"][0]}
-END.pop("id")
-MORE_IM = {"extra_special_tokens": ["<im>"]}
-PADDING = {
-    "strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0,
-    "pad_token": "<pad>",
-}  # fmt: skip
-TRUNCATION = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+from base.errors import InputError
+from tokenization import cutting
 
 
-def check(folder, texts=TEXTS):
-    """Ours is AutoTokenizer's, of the folder and of what we save of it, which is again the same tokenizer."""
-    auto = theirs(folder)
-    found = find_tokenizer(folder)
-    assert_same(load_tokenizer(folder), auto, texts)
-    named = dict(auto.special_tokens_map)
-    assert found.names == named
-    saved = found.save(folder.with_name(folder.name + "_saved"))
-    again = find_tokenizer(saved)
-    assert (again.json, again.names, again.eot_id) == (found.json, found.names, found.eot_id)
-    copied = theirs(saved)
-    assert_same(load_tokenizer(folder), copied, texts)
-    assert copied.special_tokens_map == named
-    assert found.length > max(auto.get_vocab().values())
-    return found
+@pytest.fixture
+def write(tmp_path):
+    def write(name, content):
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    return write
 
 
-@pytest.mark.parametrize("files", [
-    {"added_tokens.json": {"<tool>": N, "<extra>": N + 1}},
-    {"added_tokens.json": {"<tool>": N + 7}},  # a hole that nobody keeps
-    {"added_tokens.json": {"<tool>": N + 1, "<extra>": N}, "tokenizer_config.json": {"additional_special_tokens": ["<extra>"]}},
-    {"tokenizer_config.json": {"added_tokens_decoder": {"0": END, str(N): TOOL, str(N + 1): EXTRA}}},
-    {"tokenizer_config.json": {"added_tokens_decoder": {"0": {**END, "lstrip": True}}}},  # flags differ
-    {"tokenizer_config.json": {"added_tokens_decoder": {"0": END}, "eos_token": "</s>"}, "added_tokens.json": {"<tool>": N}},
-    {"special_tokens_map.json": {"eos_token": "</s>", "pad_token": {**TOOL, "content": "<pad>"}}},
-    {"special_tokens_map.json": {"eos_token": "</s>"}, "tokenizer_config.json": {"eos_token": "<|endoftext|>"}},
-    {"special_tokens_map.json": {"eos_token": "</s>"}, "tokenizer_config.json": {"added_tokens_decoder": {}}},
-    {"special_tokens_map.json": {"additional_special_tokens": ["<extra>", "<tool>"]}},
-    {"special_tokens_map.json": {"extra_special_tokens": ["<extra>"]}, "tokenizer_config.json": MORE_IM},
-    {"tokenizer_config.json": {"extra_special_tokens": ["<extra>"], "additional_special_tokens": ["<tool>"]}},
-    {"tokenizer_config.json": {"extra_special_tokens": {"image_token": "<im>"}, "audio_token": "<extra>"}},
-    {"tokenizer_config.json": {"eos_token": {"__type": "AddedToken", **EXTRA}, "mask_token": "<mask>"}},
-    {"tokenizer.json": BYTES | {"truncation": TRUNCATION}},
-    {"tokenizer.json": BYTES | {"padding": PADDING}},
-    {"tokenizer.json": BYTES | {"added_tokens": BYTES["added_tokens"] + [{"id": 900, **TOOL}, {"id": 800, **EXTRA}]}},
-])  # fmt: skip
-@pytest.mark.parametrize("reader", [None, RAW, GPT2, QWEN])
-def test_tokens_that_other_files_know(tmp_path, files, reader):
-    config = files.get("tokenizer_config.json", {}) | ({"tokenizer_class": reader} if reader else {})
-    check(write_folder(tmp_path / "t", {"tokenizer.json": BYTES, **files, "tokenizer_config.json": config}))
-
-
-@pytest.mark.parametrize("config", [
-    {}, {"legacy": False}, {"legacy": True}, {"add_prefix_space": False}, {"add_prefix_space": True, "legacy": None},
-    {"add_bos_token": False, "add_eos_token": True}, {"pad_token": "<pad>", "added_tokens_decoder": {}},
-])  # fmt: skip
-@pytest.mark.parametrize("reader", ["LlamaTokenizer", "LlamaTokenizerFast", RAW])
-def test_a_class_that_is_rebuilt_when_it_is_read(tmp_path, config, reader):
-    """LLaMA 2's: leading spaces differ from those of the file as it is."""
-    found = check(
-        write_folder(
-            tmp_path / "t",
-            {"tokenizer.json": SPM, "tokenizer_config.json": {**config, "tokenizer_class": reader}},
-        )
-    )
-    as_filed = tk.Tokenizer.from_str(json.dumps(SPM)).encode("  two").ids
-    assert (load_tokenizer(tmp_path / "t").encode("  two").ids == as_filed) == (reader == RAW)
-    assert found.eot_token == "</s>"
-
-
-@pytest.mark.parametrize(
-    "model_type", [None, "gpt2", "llama", "qwen3", "qwen2", "granite", "mistral", "phi3"]
-)
-@pytest.mark.parametrize("reader", [None, RAW, GPT2, QWEN, LLAMA])
-def test_the_class_follows_the_model_too(tmp_path, model_type, reader):
-    """And what was decided with its config.json holds where that is gone."""
-    files = {"tokenizer.json": BYTES, "tokenizer_config.json": {"tokenizer_class": reader} if reader else {}}
-    if model_type:
-        files["config.json"] = {"model_type": model_type}
-    check(write_folder(tmp_path / "t", files), TEXTS[:12])
-
-
-def test_other_kinds_of_models(tmp_path):
-    check(write_folder(tmp_path / "u", {"tokenizer.json": UNIGRAM, "added_tokens.json": {"<tool>": 60}}))
-    sparse = json.loads(json.dumps(BYTES))
-    sparse["model"]["vocab"]["zz"] = 5000
-    check(write_folder(tmp_path / "s", {"tokenizer.json": sparse, "added_tokens.json": {"<tool>": 5001}}))
-
-
-def test_bytes_stay_where_there_is_nothing_to_change(tmp_path):
-    content = json.dumps(BYTES, indent=1).encode()
-    for i, config in enumerate(({}, {"tokenizer_class": GPT2}, {"eos_token": "<|endoftext|>"})):
-        folder = write_folder(tmp_path / str(i), {"tokenizer.json": content, "tokenizer_config.json": config})
-        assert find_tokenizer(folder).json == content
-
-
-@pytest.mark.parametrize("reader, config", [
-    (GPT2, {}), (GPT2, {"add_prefix_space": True}), (GPT2, {"add_bos_token": True}), (QWEN, {}),
-    (QWEN, {"eos_token": "<im>", "added_tokens_decoder": {str(N): {**EXTRA, "content": "<im>"}}}),
-    (GPT2, {"add_eos_token": True, "add_bos_token": True, "bos_token": "<s>"}),
-])  # fmt: skip
-def test_a_folder_of_vocab_and_merges(tmp_path, reader, config):
-    merges = "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in BYTES["model"]["merges"])
-    files = {"vocab.json": BYTES["model"]["vocab"], "merges.txt": merges.encode()}
-    folder = write_folder(
-        tmp_path / "t", {**files, "tokenizer_config.json": config | {"tokenizer_class": reader}}
-    )
-    assert has_tokenizer(folder)
-    check(folder)
-
-
-def test_a_folder_of_sentencepiece(tmp_path):
-    import sentencepiece
-
-    corpus = tmp_path / "corpus.txt"
-    corpus.write_text("hello world, hello there\ntwo spaces and 12345\nhello hello x y z\n" * 20)
-    for i, config in enumerate(
-        ({}, {"add_bos_token": True, "legacy": False}, {"added_tokens_decoder": {"300": TOOL}})
+def test_json_by_its_first_value(write):
+    rows = [{"text": "a [1, {"}, {"text": 'b \\ "quoted\\"'}, {"text": "c\n"}]
+    texts = [row["text"] for row in rows]
+    for i, content in enumerate(
+        [
+            json.dumps(rows),
+            json.dumps(rows, indent=4),
+            f" \n[{json.dumps(rows)[1:-1]}]\n\n",
+            "\n".join(map(json.dumps, rows)),
+            "\n\n".join(json.dumps(row, indent=2) for row in rows),
+            " ".join(map(json.dumps, rows)),
+        ]
     ):
-        folder = write_folder(
-            tmp_path / str(i), {"tokenizer_config.json": config | {"tokenizer_class": LLAMA}}
-        )
-        sentencepiece.SentencePieceTrainer.train(
-            input=str(corpus), model_prefix=str(folder / "tokenizer"), vocab_size=300, model_type="bpe",
-            byte_fallback=True, user_defined_symbols=["<im>"], minloglevel=9,
-        )  # fmt: skip
-        (folder / "tokenizer.vocab").unlink()
-        check(folder)
-    damaged = (folder / "tokenizer.model").read_bytes()
-    for content in (b"", b"\xff" * 40, damaged[: len(damaged) // 2], damaged[:50]):
-        (folder / "tokenizer.model").write_bytes(content)
-        with pytest.raises(InputError, match=r"tokenizer\.model of .* (damaged|not a BPE)"):
-            find_tokenizer(folder)
+        assert texts_of(source_of(write(f"{i}.json", content.encode()))) == texts
+    assert texts_of(source_of(write("one.json", b'{\n"text": "alone"\n}'))) == ["alone"]
+    assert texts_of(source_of(write("empty.json", b" \n"), write("none.json", b"[ ]\n"))) == []
 
 
-@pytest.mark.parametrize("files, words", [
-    ({"tokenizer_config.json": {"split_special_tokens": True}}, "split_special_tokens"),
-    ({"tokenizer_config.json": {"auto_map": {"AutoTokenizer": ["a.B", None]}, "tokenizer_class": "B"}}, "code of its own"),
-    ({"tokenizer.json": BYTES | {"model": BYTES["model"] | {"dropout": 0.1}}}, "ids random"),
-    ({"tokenizer_config.json": {"tokenizer_class": 5}}, "tokenizer_class"),
-    ({"tokenizer_config.json": {"added_tokens_decoder": {"x": END}}}, "index 'x'"),
-    ({"tokenizer_config.json": {"added_tokens_decoder": [END]}}, "not an object of tokens"),
-    ({"tokenizer_config.json": {"added_tokens_decoder": {"0": {"content": 5}}}}, "not a token with its flags"),
-    ({"added_tokens.json": {"<tool>": "7"}}, "has id '7'"),
-    ({"tokenizer_config.json": {"extra_special_tokens": "x"}}, "not a list of tokens"),
-])  # fmt: skip
-def test_what_cannot_be_honoured_is_refused_by_name(tmp_path, files, words):
-    folder = write_folder(tmp_path / "t", {"tokenizer.json": BYTES, **files})
-    with pytest.raises(InputError, match=words) as error:
-        find_tokenizer(folder)
-    assert "\n" not in str(error.value)
+def test_bad_rows_of_an_array_are_named(write):
+    content = b'[{"text": "good"}, 1, "text", [2, 3], {"text": 5}, {"text": nope}, {"text": "\xff"}, null,\n {"text": "too"}]'
+    source = source_of(write("a.json", content))
+    assert [(row.where[-1], row.text) for row in rows_of(source) if not row.problem] == [
+        ("1", "good"),
+        ("9", "too"),
+    ]
+    problems = dict(problems_of(source))
+    assert [problems[f"a.json:{i}"] for i in (2, 3, 4, 8)] == ["field 'text' is missing"] * 4
+    assert problems["a.json:5"] == "field 'text' is int, not text"
+    assert problems["a.json:6"].startswith("invalid JSON (")
+    assert problems["a.json:7"] == "invalid UTF-8 at byte 10 of the value"
+    # A damaged line of lines costs that line alone
+    source = source_of(write("b.json", b'{"text": "good"}\n{"text": "open\n{"text": "too"}\n'))
+    assert [row.text for row in rows_of(source) if not row.problem] == ["good", "too"]
 
 
-def test_a_class_that_only_transformers_knows(tmp_path, monkeypatch):
-    files = {"tokenizer.json": BYTES, "tokenizer_config.json": {"tokenizer_class": "GPTNeoXTokenizer"}}
-    folder = write_folder(tmp_path / "t", files | {"added_tokens.json": {"<tool>": N}})
-    check(folder)
-    check(
-        write_folder(tmp_path / "unknown", files | {"tokenizer_config.json": {"tokenizer_class": "NoSuch"}})
-    )
-    python = {"tokenizer_class": "ByT5Tokenizer"}
-    with pytest.raises(InputError, match=r"cannot be read here .*PreTrainedTokenizerFast"):
-        find_tokenizer(write_folder(tmp_path / "python", files | {"tokenizer_config.json": python}))
-    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
-    with pytest.raises(
-        MissingPackage, match="of a class that is unknown here, needs the package transformers"
+def test_an_array_that_does_not_end_is_damaged(write):
+    content = json.dumps([{"text": "a"}, {"text": "b"}]).encode()
+    for cut in (-1, -5, content.index(b",") + 1):
+        with pytest.raises(InputError, match=r"a\.json: the array in it does not end: the file is damaged"):
+            rows_of(source_of(write("a.json", content[:cut])))
+
+
+def test_an_object_around_the_rows_is_one_bad_row(write):
+    source = source_of(write("a.json", json.dumps({"data": [{"text": "x"}]}, indent=1).encode()))
+    assert problems_of(source) == [("a.json:1", "field 'text' is missing")]
+
+
+def test_a_record_without_end_is_named(write, monkeypatch):
+    monkeypatch.setattr(cutting, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(cutting, "PIECE_BYTES", 100)
+    long = b"x, y\n" * 500
+    for name, content in (("a.json", b'[{"text": "' + long), ("a.csv", b'n,text\n1,"' + long)):
+        with pytest.raises(InputError, match=rf"{name}: a record before byte .* is longer than 64 MiB"):
+            rows_of(source_of(write(name, content), batch_bytes=50))
+
+
+def test_csv_as_people_write_it(write):
+    content = b'\xef\xbb\xbfid,text\r\n1,"a, ""quoted""\nand broken"\r\n\r\n2,plain \xc3\xa9\r\n3,"last"'
+    assert texts_of(source_of(write("a.csv", content))) == ['a, "quoted"\nand broken', "plain é", "last"]
+    for delimiter in ";|\t":
+        file = write("b.csv", f"a{delimiter}text\n1{delimiter}x, y\n".encode())
+        assert texts_of(source_of(file)) == ["x, y"]
+    assert texts_of(source_of(write("one.csv", b"text\nalpha\nbeta\n"))) == ["alpha", "beta"]
+    file = write("c.csv", b"title,body,set\nt,b,s\n")
+    assert [
+        (row.text, row.source) for row in rows_of(source_of(file, text_field="body", source_field="set"))
+    ] == [("b", "s")]
+    assert texts_of(source_of(write("d.csv", b""), write("e.csv", b"text\n"))) == []
+
+
+def test_bad_records_of_csv_are_named(write):
+    content = b'n,text\n1,good\n2,a,b\n3\n4,"a" b\n5,\xff\n6,5" disk\n7,good too\n'
+    source = source_of(write("a.csv", content))
+    assert [row.text for row in rows_of(source) if not row.problem] == ["good", '5" disk', "good too"]
+    problems = dict(problems_of(source))
+    assert problems["a.csv:2"] == "3 fields, where the header has 2"
+    assert problems["a.csv:3"] == "1 fields, where the header has 2"
+    assert problems["a.csv:4"].startswith("invalid CSV (")
+    assert problems["a.csv:5"] == "invalid UTF-8 at byte 2 of the record"
+    with pytest.raises(InputError, match=r"no column 'text', only a, b; --text_field names it"):
+        rows_of(source_of(write("b.csv", b"a,b\n1,2\n")))
+    with pytest.raises(InputError, match="two columns are named 'text'"):
+        rows_of(source_of(write("c.csv", b"text,text\n1,2\n")))
+
+
+@pytest.mark.parametrize("window_log", [27, 31])
+def test_zstd_with_long_windows(write, window_log):
+    texts = [f"row {i} " * 100 for i in range(300)]
+    options = {
+        zstd.CompressionParameter.window_log: window_log,
+        zstd.CompressionParameter.enable_long_distance_matching: 1,
+    }
+    compressor = zstd.ZstdCompressor(options=options)  # as a stream, so that the frame does not tell its size
+    content = compressor.compress(jsonl({"text": text} for text in texts)) + compressor.flush()
+    tracemalloc.start()
+    assert texts_of(source_of(write("a.jsonl.zst", content))) == texts
+    assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("text", ["Plain English.\n" * 20, "Съешь ещё этих мягких булок.\n" * 20])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_utf16_without_a_mark_is_named(write, text, encoding):
+    """Each byte of it may be ASCII, so that as UTF-8 it would be text with zeros."""
+    name = encoding.upper().replace("-LE", "LE").replace("-BE", "BE")
+    for file in ("a.txt", "a.jsonl", "a.json", "a.csv"):
+        with pytest.raises(
+            InputError, match=rf"a\.\w+ looks like {name} without a byte order mark.* iconv -f {name}"
+        ):
+            rows_of(source_of(write(file, text.encode(encoding)), separator=None))
+
+
+def test_zeros_in_utf8_are_text(write):
+    for text in ("\0", "a\0b", "a\0\0b" * 100, ("many words \0" * 50)):
+        assert texts_of(source_of(write("a.txt", text.encode()), separator=None)) == [text]
+
+
+def test_damaged_utf16_is_named(write):
+    for content in (
+        b"\xff\xfea\0b",
+        b"\xff\xfe" + b"\x00\xd8" * 3000,
+        b"\xfe\xff" + "a".encode("utf-16-be") * 5000 + b"\xdc\x00",
     ):
-        find_tokenizer(folder)
-    assert other_classes
+        with pytest.raises(InputError, match=r"a\.txt: .*damaged, truncated or of another format"):
+            rows_of(source_of(write("a.txt", content), separator=None))
 
 
-def test_everything_travels(tmp_path):
-    """What a folder needs is in what is saved, and in what a run copies of a dataset."""
-    files = {
-        "tokenizer.json": BYTES, "tokenizer_config.json": {"eos_token": "</s>"}, "added_tokens.json": {"<tool>": N},
-        "special_tokens_map.json": {"pad_token": "<pad>"}, "chat_template.jinja": b"{{ 1 }}", "vocab.json": {"a": 0},
-        "merges.txt": b"", "tokenizer.model": b"",
-    }  # fmt: skip
-    folder = write_folder(tmp_path / "t", files)
-    write_folder(folder / "additional_chat_templates", {"rag.jinja": b"{{ 2 }}"})
-    saved = find_tokenizer(folder).save(tmp_path / "saved")
-    there = {str(path.relative_to(saved)) for path in saved.rglob("*") if path.is_file()}
-    assert there == {*files, "additional_chat_templates/rag.jinja"}
-    copied = {str(path.relative_to(saved)) for path in tokenizer_files(saved)}
-    assert copied == there
+def test_parquet_columns_that_are_not_text(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-
-def test_an_earlier_llama2_keeps_its_ids(tmp_path, monkeypatch):
-    """Datasets were made with tokenizer.json as it is, beside a class that reads it otherwise."""
-    import dataclasses
-    import hashlib
-
-    content = json.dumps(SPM).encode()
-    known = dataclasses.replace(TOKENIZERS["llama2"], sha256=hashlib.sha256(content).hexdigest())
-    monkeypatch.setitem(TOKENIZERS, "llama2", known)
-    files = {"tokenizer.json": content, "tokenizer_config.json": config_bytes(known.earlier_config)}
-    found = find_tokenizer(write_folder(tmp_path / "t", files))
-    assert found.json == content
-    assert_same(tk.Tokenizer.from_str(content.decode()), theirs(found.save(tmp_path / "saved")))
-
-
-def random_folder(rng):
-    """Files in which tokens, names, flags and state come from anywhere."""
-    kind = rng.choice(["bytes", "spm"])
-    record = json.loads(json.dumps(BYTES if kind == "bytes" else SPM))
-    n = len(record["model"]["vocab"])
-
-    def token(**more):
-        flags = {flag: rng.random() < 0.3 for flag in ("lstrip", "rstrip", "normalized", "special")}
-        content = rng.choice(
-            ["<tool>", "<extra>", "<pad>", "<s>", "</s>", "hello", "<im>", "<|endoftext|>", "h"]
-        )
-        return {"content": content, "single_word": False, **flags, **more}
-
-    def name():
-        return rng.choice([token()["content"], {**token(), "__type": "AddedToken"}])
-
-    names = ["bos_token", "eos_token", "pad_token", "unk_token", "mask_token", "image_token"]
-    some = lambda k: rng.sample(names, rng.randint(0, k))  # noqa: E731
-    config = {key: name() for key in some(3)}
-    if reader := rng.choice([None, RAW, QWEN, GPT2] if kind == "bytes" else [None, RAW, LLAMA, LLAMA]):
-        config["tokenizer_class"] = reader
-    for key, value in (
-        ("legacy", rng.random() < 0.5), ("add_prefix_space", rng.random() < 0.5), ("add_bos_token", True),
-        ("additional_special_tokens", [token()["content"] for _ in range(2)]),
-        ("extra_special_tokens", rng.choice([["<im>"], {"audio_token": "<im>"}])),
-        ("added_tokens_decoder", {str(rng.randint(0, n + 9)): token() for _ in range(rng.randint(0, 3))}),
-    ):  # fmt: skip
-        if rng.random() < 0.35:
-            config[key] = value
-    files = {"tokenizer_config.json": config}
-    if rng.random() < 0.4:
-        files["added_tokens.json"] = {token()["content"]: rng.randint(0, n + 9) for _ in range(2)}
-    if rng.random() < 0.4:
-        mapped = {
-            k: rng.choice([token()["content"], {k: v for k, v in token().items() if k != "special"}])
-            for k in some(3)
-        }
-        files["special_tokens_map.json"] = mapped
-    for _ in range(rng.choice([0, 0, 1, 2])):
-        record["added_tokens"].append({"id": rng.randint(0, n + 9), **token()})
-    record["truncation"] = rng.choice([None, None, TRUNCATION])
-    record["padding"] = rng.choice([None, None, PADDING])
-    return files | {"tokenizer.json": record}
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_any_combination(tmp_path, seed):
-    files = random_folder(random.Random(seed))
-    folder = write_folder(tmp_path / "t", files)
-    try:
-        theirs(folder)
-    except Exception:  # what transformers cannot read need not be read
-        return
-    try:
-        check(folder)
-    except InputError as error:  # nothing ends a document: the only reason to refuse such a folder
-        assert "it goes between documents" in str(error)
+    columns = {
+        "list": pa.array([["x"], ["y", "z"]]),
+        "structs": pa.array([[{"a": "1"}], []]),
+        "map": pa.array([[("k", "v")], []], pa.map_(pa.string(), pa.string())),
+        "struct": pa.array([{"s": "q", "l": ["x"]}, None]),
+        "number": pa.array([1, 2]),
+        "view": pa.array(["v", "w"], pa.string_view()),
+        "nothing": pa.nulls(2),
+    }
+    names = [*columns, "text", "text"]
+    table = pa.Table.from_arrays([*columns.values(), pa.array(["a", "b"]), pa.array(["c", "d"])], names=names)
+    pq.write_table(table, tmp_path / "a.parquet")
+    for name, message in {
+        "text": "2 columns are named 'text': rename all but one",
+        "list": "column 'list' is of type list<element: string>, not text",
+        "list.list.element": "no column 'list.list.element', only",
+        "structs": "column 'structs' is of type list<element: struct<a: string>>, not text",
+        "structs.list.element.a": "no column",
+        "map": "column 'map' is of type map<string, string",
+        "map.key_value.value": "no column",
+        "struct": "column 'struct' is of type struct<",
+        "struct.l": "column 'struct.l' is of type list<",
+        "number": "column 'number' is of type int64, not text",
+        "absent": "no column 'absent', only",
+    }.items():
+        with pytest.raises(InputError) as caught:
+            rows_of(source_of(tmp_path / "a.parquet", text_field=name))
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert texts_of(source_of(tmp_path / "a.parquet", text_field="view")) == ["v", "w"]
+    rows = rows_of(source_of(tmp_path / "a.parquet", text_field="struct.s", source_field="list"))
+    assert [(row.text, row.source, row.problem) for row in rows] == [
+        ("q", "", None),
+        ("", "", "field 'struct.s' is missing"),
+    ]
+    assert [p for _, p in problems_of(source_of(tmp_path / "a.parquet", text_field="nothing"))] == [
+        "field 'nothing' is missing"
+    ] * 2
