@@ -47,8 +47,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, tmp_path, dataset):
     flags = [
         *TINY_FLAGS,
         f"--dataset={dataset}",
-        "--max_iters=200",
-        "--eval_interval=100",
+        "--max_iters=100",
+        "--eval_interval=50",
         "--checkpoint_interval=20",
     ]
     run("whole", *flags)
@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, tmp_path, dataset):
         if number != signal.SIGKILL:
             assert read_events(out)[-1]["reason"] == f"signal {number.name}"
         assert run(number.name, *flags) == 0
-        whole, resumed = weights(tmp_path / "whole", 200), weights(out, 200)
+        whole, resumed = weights(tmp_path / "whole", 100), weights(out, 100)
         assert all(torch.equal(whole[name], resumed[name]) for name in whole), number.name
 
 
