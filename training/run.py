@@ -38,7 +38,7 @@ from training.keeping import Checkpoints, check_space, check_unchanged, set_asid
 from training.meters import EnergyMeter, StepTimer
 from training.optim import build_optimizers, learning_rate_at, muon_products, state_bytes
 from training.parallel import Strategy, build_strategy
-from training.state import RunState, check_resumable
+from training.state import RunState, begin_anew, check_resumable
 from training.step import MicroBatch, StepResult, TrainStep
 from training.world import World
 
@@ -161,10 +161,10 @@ class Run:
         notes = []
         with writing(self.out_dir):
             self.out_dir.mkdir(parents=True, exist_ok=True)
+            if self.config.eval_only:  # it writes a log of its own: the run may be at work
+                return notes
             self.lock = FolderLock(self.out_dir, "run")
             try:
-                if self.config.eval_only:
-                    return notes
                 if self.source is not None:
                     damaged = set_aside_damaged(self.out_dir, self.start_step)
                     notes += [f"a damaged checkpoint is now {path}" for path in damaged]
@@ -245,12 +245,13 @@ def build_run(
     check_fp8(config, model_config, device)
     strategy = build_strategy(config, world, device, dtype)
     out_dir = writable_folder(config.out_dir)
-    world.by_rank_0(lambda: check_free(out_dir, "run"))  # said before anything that takes long
+    if not config.eval_only:  # said before anything that takes long
+        world.by_rank_0(lambda: check_free(out_dir, "run"))
     prepare_embedded(config.dataset, world, data_root)
     dataset = open_dataset(model_config, config, world, data_root)
     data = dataset.record(config.max_iters)
 
-    source, state, resume_notes = begin(model_config, config, world, data, device)
+    source, state, resume_notes = begin(model_config, config, world, data, device, dtype)
 
     kernel, kernels_ms = choose_kernel(model_config, config, device, dtype, world, state.attention_backend)
     no_compiler = compile_problem(device) if config.compile else None
@@ -294,6 +295,7 @@ def begin(
     world: World,
     data: dict[str, Any],
     device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[Path | None, RunState, list[str]]:
     """The checkpoint to resume from, if any, the state to begin with, and what changed since. Raises
     InputError."""
@@ -304,15 +306,20 @@ def begin(
         raise InputError(
             f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto"
         )
-    state, notes = RunState(muon_products=muon_products(device)), []
+    if source is None and config.eval_only and config.init_from == "auto":
+        raise InputError(
+            f"eval_only=True, but {config.out_dir}/checkpoints holds none: name another --out_dir, or pass "
+            "--init_from=scratch to evaluate random weights"
+        )
+    state, notes = RunState(muon_products=muon_products(device), data=data, dtype=str(dtype)[6:]), []
     if source is not None:
         resolved = {"model": asdict(model_config), "train": asdict(config)}
         state, saved = checkpoint.load_state(source)
         notes = check_resumable(source, state, saved, resolved, data["fingerprint"])
+        notes += begin_anew(state, data, str(dtype)[6:])
         state.origin = "resume"
     elif config.init_from.startswith("hf:"):
         state.origin = "imported"
-    state.data = data
     state.wandb_run_id = state.wandb_run_id or secrets.token_hex(4)
     return source, state, notes
 
