@@ -71,7 +71,7 @@ def test_eval_only_evaluates_and_leaves_nothing_else(run, tmp_path):
     assert run("a", "--eval_only") == 0
     first, second = (e for e in read_events(tmp_path / "a", "eval") if e["step"] == 6)
     assert first["val_loss"] == second["val_loss"]
-    assert run("b", "--eval_only") == 0
+    assert run("b", "--eval_only", "--init_from=scratch") == 0
     assert not (tmp_path / "b" / "checkpoints").exists()
 
 

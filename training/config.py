@@ -5,8 +5,9 @@
 A config file is plain Python whose public names are fields of ModelArchitectureConfig or TrainConfig. Every
 key is known, every value typed, everything that is wrong is an InputError of one line."""
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -188,6 +189,11 @@ class TrainConfig:
             raise InputError(
                 f"min_lr={self.min_lr} exceeds learning_rate={self.learning_rate}: lower min_lr too"
             )
+        if self.learning_rate == 0 and self.optimizer == "muon" and self.muon_learning_rate:
+            raise InputError(
+                f"muon_learning_rate={self.muon_learning_rate} follows the schedule of learning_rate=0, which is 0 "
+                "throughout: set learning_rate too"
+            )
         if self.use_zero1 and self.use_fsdp:
             raise InputError(
                 "use_zero1=True and use_fsdp=True exclude each other: FSDP shards the optimizer as well; set one"
@@ -210,8 +216,25 @@ class TrainConfig:
         return self.eval_tokens or self.eval_iters * ITER_WINDOWS * block_size
 
     def notes(self) -> list[str]:
-        """Fields that were set and have no effect."""
-        return fields.notes(self)
+        """Fields that were set and have no effect, and those whose effect together is seldom meant."""
+        return [*fields.notes(self), *self._schedule_notes()]
+
+    def _schedule_notes(self) -> Iterator[str]:
+        warmup, last = self.warmup_iters, self.max_iters
+        decay = self.lr_decay_iters if self.lr_schedule != "constant" else None
+        if warmup >= last > 0:
+            yield f"warmup_iters={warmup} is not over before max_iters={last}: learning_rate is never reached"
+        elif decay is not None and decay <= warmup:
+            yield (
+                f"lr_decay_iters={decay} ends before warmup_iters={warmup}: after the warm-up the learning rate "
+                "falls to min_lr at once"
+            )
+        save = self.checkpoint_interval or self.eval_interval
+        if save < last <= math.lcm(save, self.eval_interval) and not self.eval_only:
+            yield (
+                f"checkpoint_interval={save} and eval_interval={self.eval_interval} do not meet before the end: no "
+                "checkpoint before it has a val_loss, so none is kept as the best; let one be a multiple of the other"
+            )
 
     def notes_here(self, model: ModelArchitectureConfig, device_type: str, world_size: int) -> list[str]:
         """Fields that give way to where the run is: its device, its processes, its output."""

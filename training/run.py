@@ -38,7 +38,7 @@ from training.measure import measurement, same
 from training.meters import EnergyMeter, StepTimer
 from training.optim import build_optimizers, learning_rate_at, muon_products, state_bytes
 from training.parallel import Strategy, build_strategy
-from training.state import RunState, check_resumable
+from training.state import RunState, begin_anew, check_resumable
 from training.step import MicroBatch, StepResult, TrainStep
 from training.world import World
 
@@ -164,10 +164,10 @@ class Run:
         notes = []
         with writing(self.out_dir):
             self.out_dir.mkdir(parents=True, exist_ok=True)
+            if self.config.eval_only:  # it writes a log of its own: the run may be at work
+                return notes
             self.lock = FolderLock(self.out_dir, "run")
             try:
-                if self.config.eval_only:
-                    return notes
                 if self.source is not None:
                     damaged = set_aside_damaged(self.out_dir, self.start_step)
                     notes += [f"a damaged checkpoint is now {path}" for path in damaged]
@@ -248,14 +248,15 @@ def build_run(
     check_fp8(config, model_config, device)
     strategy = build_strategy(config, world, device, dtype)
     out_dir = writable_folder(config.out_dir)
-    world.by_rank_0(lambda: check_free(out_dir, "run"))  # said before anything that takes long
+    if not config.eval_only:  # said before anything that takes long
+        world.by_rank_0(lambda: check_free(out_dir, "run"))
     prepare_embedded(config.dataset, world, data_root)
     dataset = open_dataset(model_config, config, world, data_root)
     data, measured = dataset.record(config.max_iters), measurement(dataset, config, dtype, world)
     if measured["bytes"]:
         data["bytes_per_token"] = measured["bytes"] / measured["tokens"]
 
-    source, state, stay, resume_notes = begin(model_config, config, world, data, measured, device)
+    source, state, stay, resume_notes = begin(model_config, config, world, data, measured, device, dtype)
     kernel, kernels_ms = choose_kernel(model_config, config, device, dtype, world, state.attention_backend)
     no_compiler = compile_problem(device) if config.compile else None
     model = model_on_meta(replace(model_config, attention_backend=kernel))
@@ -299,6 +300,7 @@ def begin(
     data: dict[str, Any],
     measured: dict[str, Any],
     device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[Path | None, RunState, set[int], list[str]]:
     """The checkpoint to resume from, if any, the state to begin with, the steps whose checkpoints stay, and what
     changed since. Raises InputError."""
@@ -309,29 +311,38 @@ def begin(
         raise InputError(
             f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto"
         )
-    state, stay, notes = RunState(muon_products=muon_products(device)), set(), []
+    if source is None and config.eval_only and config.init_from == "auto":
+        raise InputError(
+            f"eval_only=True, but {config.out_dir}/checkpoints holds none: name another --out_dir, or pass "
+            "--init_from=scratch to evaluate random weights"
+        )
+    state, stay, notes = (
+        RunState(muon_products=muon_products(device), data=data, dtype=str(dtype)[6:]),
+        set(),
+        [],
+    )
     if source is not None:
         resolved = {"model": asdict(model_config), "train": asdict(config)}
         state, saved = checkpoint.load_state(source)
         notes = check_resumable(source, state, saved, resolved, data["fingerprint"])
-        state.origin = "resume"
         stay = {state.step}
         if not same(state.measurement, measured):
-            notes += measured_anew(state, stay)
+            stay |= {state.best["step"]} if state.best else set()  # for this session
+            notes += measured_anew(state)
+        notes += begin_anew(state, data, str(dtype)[6:])
+        state.origin = "resume"
     elif config.init_from.startswith("hf:"):
         state.origin = "imported"
-    state.data, state.measurement = data, measured
+    state.measurement = measured
     state.wandb_run_id = state.wandb_run_id or secrets.token_hex(4)
     return source, state, stay, notes
 
 
-def measured_anew(state: RunState, stay: set[int]) -> list[str]:
-    """Forgets the losses that an earlier session measured in another way; the checkpoint that was the best stays for
-    this session. Notes."""
+def measured_anew(state: RunState) -> list[str]:
+    """Forgets the losses that an earlier session measured in another way. Notes."""
     best, state.best, state.val_loss = state.best, None, None
     if best is None:
         return []
-    stay.add(best["step"])
     return [
         f"what is evaluated is not what it was when step {best['step']} was the best, with {best['val_loss']:.4f}: the best "
         "starts anew"

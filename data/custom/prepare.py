@@ -2,7 +2,7 @@
 .txt, .md or .rst.
 
 python data/custom/prepare.py --source=my_texts/ --tokenizer=qwen3
-python train.py config/quickstart.py --dataset=custom --vocab_size=151936
+python train.py config/quickstart.py --dataset=custom --vocab_size=151936 --out_dir=out-custom
 """
 
 import sys
