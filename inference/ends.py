@@ -128,10 +128,8 @@ def generation_config(folder: str | Path, new_ids: Mapping[int, int] | None = No
     return generation | said
 
 
-def save_generation_config(
-    folder: str | Path, out_dir: str | Path, new_ids: Mapping[int, int] | None = None
-) -> None:
-    """Takes a model's own ends into a run folder, where it has any."""
-    if generation := generation_config(folder, new_ids):
-        with writing(out_dir):
-            write_json(Path(out_dir) / GENERATION, generation)
+def save_generation_config(folder: str | Path, generation: Mapping[str, Any]) -> None:
+    """Into a run folder, where its model came with any."""
+    if generation:
+        with writing(folder):
+            write_json(Path(folder) / GENERATION, generation)

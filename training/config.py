@@ -132,6 +132,10 @@ class TrainConfig:
         "scratch, resume, auto (resume if there is a checkpoint, else scratch), hf:DIR_OR_ID",
         kind=KEEPING,
     )
+    resize_vocabulary: bool = knob(
+        False, "of hf:DIR_OR_ID, to that of the data: tokens that both have keep their rows, the others are initialised",
+        kind=KEEPING,
+    )  # fmt: skip
     checkpoint_interval: int | None = knob(
         None, "steps between checkpoints; none: eval_interval", kind=KEEPING, bounds=COUNT
     )
@@ -197,7 +201,10 @@ class TrainConfig:
 
     def notes(self) -> list[str]:
         """Fields that were set and have no effect."""
-        return fields.notes(self)
+        notes = fields.notes(self)
+        if self.resize_vocabulary and not self.init_from.startswith("hf:"):
+            notes.append(f"resize_vocabulary=True has no effect with init_from={self.init_from!r}")
+        return notes
 
     def notes_here(self, model: ModelArchitectureConfig, device_type: str, world_size: int) -> list[str]:
         """Fields that give way to where the run is: its device, its processes, its output."""

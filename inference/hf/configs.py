@@ -1,6 +1,7 @@
 """config.json to a ModelArchitectureConfig and back."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,11 @@ MAX_SIZE = 1 << 24  # of a dimension
 
 
 def check_same_weights(
-    wanted: ModelArchitectureConfig, config: ModelArchitectureConfig, folder: Path
+    wanted: ModelArchitectureConfig, config: ModelArchitectureConfig, folder: Path, free: Collection[str] = ()
 ) -> None:
     """Raises InputError, naming every difference, unless the weights of `config` serve `wanted`: what is
-    not of the kind MODEL is free, and with RoPE so is a shorter block_size."""
-    fixed = set(names(ModelArchitectureConfig, MODEL))
+    not of the kind MODEL is free, and with RoPE so is a shorter block_size; so are the fields `free`."""
+    fixed = set(names(ModelArchitectureConfig, MODEL)) - set(free)
     if wanted.position_encoding == "rope" and wanted.block_size <= config.block_size:
         fixed.remove("block_size")
     theirs, ours = config.to_dict(), wanted.to_dict()
