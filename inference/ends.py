@@ -3,7 +3,7 @@
     generation_config.json   eos_token_id, stop_strings
     config.json              eos_token_id
     the tokenizer            what goes between documents; eos_token
-    the chat template        the special token that it puts after an answer
+    the chat template        the token that it puts after an answer
 
 A run folder has a generation_config.json where its model came with ends: of the four, these two travel with the
 model, the others with the tokenizer's files."""
@@ -88,7 +88,8 @@ def tokenizer_ends(
 
 
 def template_end(name_or_folder: str | Path, tokenizer: "Tokenizer") -> int | None:
-    """The special token that the chat template puts after an answer, perhaps after white space."""
+    """The added token that the chat template puts after an answer, perhaps after white space. Not every
+    folder calls it special."""
     try:
         conversation = load_template(name_or_folder).render(TALK)
     except InputError:
@@ -96,9 +97,7 @@ def template_end(name_or_folder: str | Path, tokenizer: "Tokenizer") -> int | No
     _, answer, after = conversation.rpartition(TALK[1]["content"])
     added = tokenizer.get_added_tokens_decoder()
     after = after.lstrip()
-    begin = {
-        i: t.content for i, t in added.items() if t.special and t.content and after.startswith(t.content)
-    }
+    begin = {i: t.content for i, t in added.items() if t.content and after.startswith(t.content)}
     return max(begin, key=lambda i: len(begin[i])) if answer and begin else None
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from base.errors import InputError, MissingFile
 from base.text import brief
 from inference.ends import generation_config
+from inference.hf.configs import notes_on_config
 from inference.hf.reading import Rows, find_folder, load_hf
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
@@ -45,8 +46,9 @@ def start_from_hf(
     """Fills a model with the weights of a folder or hub id, to be trained on the data of a folder. Raises
     InputError where the two have different vocabularies and none is to be resized, and what load_hf raises."""
     folder = find_folder(dir_or_id)
+    notes = notes_on_config(folder)
     model_tokenizer, data_tokenizer = tokenizer_of(folder), tokenizer_of(data_folder)
-    rows, notes = None, []
+    rows = None
     if model_tokenizer is None or data_tokenizer is None:
         without, other = (folder, data_folder) if model_tokenizer is None else (data_folder, folder)
         if resize_vocabulary:

@@ -2,6 +2,7 @@
 imported from it and of what is exported from that."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -101,6 +102,15 @@ def test_each_of_them_ends_a_text_and_a_turn_through_import_and_export(folder, t
     assert (exported.stop_strings, exported.temperature) == (["stop"], 0.3)
     assert sorted(json.loads((back / "config.json").read_text())["eos_token_id"]) == [0, 1, 2, 3, 4, 5]
     assert AutoTokenizer.from_pretrained(back)("a z").input_ids == [8, 16]
+
+
+def test_the_end_of_a_turn_need_not_be_called_special(folder, tmp_path):
+    record = json.loads((folder / "tokenizer.json").read_text())
+    for token in record["added_tokens"]:
+        token["special"] = token["content"] in ("<|endoftext|>", "<of_tokenizer>")
+    shutil.copytree(folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(record))
+    assert template_end(tmp_path / "model", load_tokenizer(tmp_path / "model")) == 5
 
 
 def test_a_template_that_cannot_be_used_ends_nothing(folder):
