@@ -65,6 +65,14 @@ def ids_in(record: Mapping[str, Any], where: object) -> list[int]:
     return ids
 
 
+def id_in(record: Mapping[str, Any], name: str, where: object) -> int | None:
+    """One id or none. Raises InputError."""
+    value = record.get(name)
+    if value is not None and type(value) is not int:
+        raise InputError(f"{where}: {name} is {brief(value)}, not an id: {COPY}")
+    return value
+
+
 def strings_in(record: Mapping[str, Any], where: object) -> tuple[str, ...]:
     value = record.get("stop_strings")
     strings = [value] if isinstance(value, str) else value or []
@@ -115,11 +123,16 @@ def generation_config(folder: str | Path, new_ids: Mapping[int, int] | None = No
         for name in (GENERATION, "config.json")
     ]
     generation, model = there
-    special = {name: generation.get(name, model.get(name)) for name in ("bos_token_id", "pad_token_id")}
+    special = {
+        name: id_in(generation, name, folder / GENERATION)
+        if name in generation
+        else id_in(model, name, folder / "config.json")
+        for name in ("bos_token_id", "pad_token_id")
+    }
     ends = list(declared_ends(folder).ids)
     if new_ids is not None:
         generation = {name: generation[name] for name in WITHOUT_IDS if name in generation}
-        special = {name: new_ids.get(i) if type(i) is int else None for name, i in special.items()}
+        special = {name: new_ids.get(i) for name, i in special.items()}
         ends = [new_ids[i] for i in ends if i in new_ids]
     said = {name: i for name, i in special.items() if i is not None} | (
         {"eos_token_id": ends} if ends else {}

@@ -143,7 +143,7 @@ def meanings(found: TokenizerFiles) -> dict[tuple[str, object], int]:
 def meaning_of(record: dict[str, Any]) -> Callable[[str], tuple[str, object]]:
     """For the kind of a tokenizer.json: byte-level, with spaces as ▁, or another, whose tokens are compared as
     they are spelled."""
-    kind = record["model"].get("type")
+    kind = brief(record["model"].get("type"))
     steps = [step for part in ("pre_tokenizer", "decoder") for step in steps_of(record.get(part))]
     if "ByteLevel" in steps:
 
@@ -168,7 +168,11 @@ def meaning_of(record: dict[str, Any]) -> Callable[[str], tuple[str, object]]:
 
 def steps_of(part: Any) -> list[str]:
     """The types of a step of tokenizer.json and of those in it."""
-    if not isinstance(part, dict):
-        return []
-    inner = part.get("pretokenizers") or part.get("decoders") or []
-    return [part.get("type"), *(name for step in inner for name in steps_of(step))]
+    types, waiting = [], [part]
+    while waiting:
+        step = waiting.pop()
+        if isinstance(step, dict):
+            types.append(step.get("type"))
+            for inner in (step.get("pretokenizers"), step.get("decoders")):
+                waiting += inner if isinstance(inner, list) else []
+    return types

@@ -135,6 +135,15 @@ def test_what_is_not_an_id_is_refused(file, value, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("name", ["bos_token_id", "pad_token_id"])
+def test_one_id_is_no_list(file, name, tmp_path):
+    for value in ("2", True, 1.5, [1], {"a": 1}):
+        edit(tmp_path / file, **{name: value})
+        with pytest.raises(InputError, match=f"{file}: {name} is .*, not an id"):
+            generation_config(tmp_path)
+
+
 @pytest.mark.parametrize("value", [3, [3], [""], {"a": "b"}])
 def test_what_is_not_a_text_is_refused(value, tmp_path):
     edit(tmp_path / "generation_config.json", stop_strings=value)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from inference.hf import save_hf
 from inference.hf.reading import Rows
-from inference.hf.vocabularies import meanings, start_from_hf
+from inference.hf.vocabularies import meanings, start_from_hf, steps_of
 from model_builder import ConfigurableGPT, initial_matrix
 from tokenization.tokenizers import find_tokenizer
 from training.checkpoint import checkpoint_path
@@ -154,6 +154,21 @@ def test_tokens_are_the_same_by_their_bytes(tmp_path):
         ("bytes", "é".encode()): (257, 5),
         ("bytes", b"\xc3"): (alphabet.index("Ã"), 7),
     }
+
+
+def nested(depth):
+    step = {"type": "ByteLevel"}
+    for _ in range(depth):
+        step = {"type": "Sequence", "pretokenizers": [step]}
+    return step
+
+
+@pytest.mark.parametrize(
+    "part", [None, 3, [], {}, {"type": []}, {"pretokenizers": 3}, {"decoders": [3, None, [[]]]}]
+)
+def test_steps_of_any_shape_have_types(part):
+    assert "ByteLevel" not in steps_of(part)
+    assert "ByteLevel" in steps_of({"pretokenizers": [part, nested(900)]})
 
 
 def test_rows_beyond_either_end_stay_out(pretrained, tmp_path):
