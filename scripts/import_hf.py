@@ -67,11 +67,11 @@ def import_model(config: ImportConfig) -> None:
         tokenizer.save(config.out_dir)
     save_generation_config(config.out_dir, generation)
     print(f"{path}\n{model.config.summary()}\n{model.get_num_params():,} parameters")
-    if tokenizer is None:
-        needed = f"sample.py needs one in {config.out_dir}, or --tokenizer=..."
-        notes.append(f"{folder} has no tokenizer.json; {needed}")
     for note in notes:
         print(f"note: {note}")
+    if tokenizer is None:
+        needed = f"sample.py needs one in {config.out_dir}, or --tokenizer=..."
+        print(f"note: {folder} has no tokenizer.json; {needed}")
 
 
 if __name__ == "__main__":
