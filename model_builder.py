@@ -9,7 +9,7 @@ The model knows no rank, no optimizer and no run. Parallelism walks `model.block
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -177,11 +177,16 @@ def init_weights(
         elif p.dim() == 1:
             p.fill_(1.0)
         else:
-            on_residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
-            std = config.init_std / math.sqrt(2 * config.n_layer) if on_residual else config.init_std
-            generator = torch.Generator("cpu").manual_seed(name_seed(seed, name))
-            assign(p, torch.empty(p.shape, device="cpu").normal_(0.0, std, generator=generator))
+            assign(p, initial_matrix(config, name, p.shape, seed))
     model.fill_tables()
+
+
+def initial_matrix(config: ModelArchitectureConfig, name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """What init_weights gives the matrix `name`, whole, in fp32 on the CPU."""
+    on_residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
+    std = config.init_std / math.sqrt(2 * config.n_layer) if on_residual else config.init_std
+    generator = torch.Generator("cpu").manual_seed(name_seed(seed, name))
+    return torch.empty(shape, device="cpu").normal_(0.0, std, generator=generator)
 
 
 def name_seed(seed: int, name: str) -> int:

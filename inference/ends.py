@@ -3,7 +3,7 @@
     generation_config.json   eos_token_id, stop_strings
     config.json              eos_token_id
     the tokenizer            what goes between documents; eos_token
-    the chat template        the special token that it puts after an answer
+    the chat template        the token that it puts after an answer
 
 A run folder has a generation_config.json where its model came with ends: of the four, these two travel with the
 model, the others with the tokenizer's files."""
@@ -65,6 +65,14 @@ def ids_in(record: Mapping[str, Any], where: object) -> list[int]:
     return ids
 
 
+def id_in(record: Mapping[str, Any], name: str, where: object) -> int | None:
+    """One id or none. Raises InputError."""
+    value = record.get(name)
+    if value is not None and type(value) is not int:
+        raise InputError(f"{where}: {name} is {brief(value)}, not an id: {COPY}")
+    return value
+
+
 def strings_in(record: Mapping[str, Any], where: object) -> tuple[str, ...]:
     value = record.get("stop_strings")
     strings = [value] if isinstance(value, str) else value or []
@@ -88,7 +96,8 @@ def tokenizer_ends(
 
 
 def template_end(name_or_folder: str | Path, tokenizer: "Tokenizer") -> int | None:
-    """The special token that the chat template puts after an answer, perhaps after white space."""
+    """The added token that the chat template puts after an answer, perhaps after white space. Not every
+    folder calls it special."""
     try:
         conversation = load_template(name_or_folder).render(TALK)
     except InputError:
@@ -96,9 +105,7 @@ def template_end(name_or_folder: str | Path, tokenizer: "Tokenizer") -> int | No
     _, answer, after = conversation.rpartition(TALK[1]["content"])
     added = tokenizer.get_added_tokens_decoder()
     after = after.lstrip()
-    begin = {
-        i: t.content for i, t in added.items() if t.special and t.content and after.startswith(t.content)
-    }
+    begin = {i: t.content for i, t in added.items() if t.content and after.startswith(t.content)}
     return max(begin, key=lambda i: len(begin[i])) if answer and begin else None
 
 
@@ -116,11 +123,16 @@ def generation_config(folder: str | Path, new_ids: Mapping[int, int] | None = No
         for name in (GENERATION, "config.json")
     ]
     generation, model = there
-    special = {name: generation.get(name, model.get(name)) for name in ("bos_token_id", "pad_token_id")}
+    special = {
+        name: id_in(generation, name, folder / GENERATION)
+        if name in generation
+        else id_in(model, name, folder / "config.json")
+        for name in ("bos_token_id", "pad_token_id")
+    }
     ends = list(declared_ends(folder).ids)
     if new_ids is not None:
         generation = {name: generation[name] for name in WITHOUT_IDS if name in generation}
-        special = {name: new_ids.get(i) if type(i) is int else None for name, i in special.items()}
+        special = {name: new_ids.get(i) for name, i in special.items()}
         ends = [new_ids[i] for i in ends if i in new_ids]
     said = {name: i for name, i in special.items() if i is not None} | (
         {"eos_token_id": ends} if ends else {}
@@ -128,10 +140,8 @@ def generation_config(folder: str | Path, new_ids: Mapping[int, int] | None = No
     return generation | said
 
 
-def save_generation_config(
-    folder: str | Path, out_dir: str | Path, new_ids: Mapping[int, int] | None = None
-) -> None:
-    """Takes a model's own ends into a run folder, where it has any."""
-    if generation := generation_config(folder, new_ids):
-        with writing(out_dir):
-            write_json(Path(out_dir) / GENERATION, generation)
+def save_generation_config(folder: str | Path, generation: Mapping[str, Any]) -> None:
+    """Into a run folder, where its model came with any."""
+    if generation:
+        with writing(folder):
+            write_json(Path(folder) / GENERATION, generation)

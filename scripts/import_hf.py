@@ -17,8 +17,9 @@ from base import cli, fields
 from base.errors import InputError, writing
 from base.fields import knob
 from base.files import writable_folder
-from inference.ends import declared_ends, save_generation_config
+from inference.ends import generation_config, save_generation_config
 from inference.hf import load_hf
+from inference.hf.configs import notes_on_config
 from inference.hf.reading import find_folder
 from inference.text import check_fits
 from tokenization.tokenizers import find_tokenizer
@@ -52,7 +53,7 @@ def import_model(config: ImportConfig) -> None:
     folder = find_folder(config.model)
     own = folder if (folder / "tokenizer.json").is_file() else None
     tokenizer = find_tokenizer(config.tokenizer or own) if config.tokenizer or own else None
-    declared_ends(folder)  # what is wrong with them is said before the weights are read
+    notes, generation = notes_on_config(folder), generation_config(folder)
     model = load_hf(folder)
     state = RunState(origin="imported")  # it belongs to no dataset: train.py refuses to resume from it
     if tokenizer is not None:
@@ -64,8 +65,10 @@ def import_model(config: ImportConfig) -> None:
         path = save_checkpoint(config.out_dir, dict(model.named_parameters()), state, resolved)
     if tokenizer is not None:
         tokenizer.save(config.out_dir)
-    save_generation_config(folder, config.out_dir)
+    save_generation_config(config.out_dir, generation)
     print(f"{path}\n{model.config.summary()}\n{model.get_num_params():,} parameters")
+    for note in notes:
+        print(f"note: {note}")
     if tokenizer is None:
         needed = f"sample.py needs one in {config.out_dir}, or --tokenizer=..."
         print(f"note: {folder} has no tokenizer.json; {needed}")

@@ -134,6 +134,10 @@ class TrainConfig:
         "scratch, resume, auto (resume if there is a checkpoint, else scratch), hf:DIR_OR_ID",
         kind=KEEPING,
     )
+    resize_vocabulary: bool = knob(
+        False, "of hf:DIR_OR_ID, to that of the data: tokens that both have keep their rows, the others are initialised",
+        kind=KEEPING,
+    )  # fmt: skip
     checkpoint_interval: int | None = knob(
         None, "steps between checkpoints; none: eval_interval", kind=KEEPING, bounds=COUNT
     )
@@ -217,7 +221,10 @@ class TrainConfig:
 
     def notes(self) -> list[str]:
         """Fields that were set and have no effect, and those whose effect together is seldom meant."""
-        return [*fields.notes(self), *self._schedule_notes()]
+        notes = [*fields.notes(self), *self._schedule_notes()]
+        if self.resize_vocabulary and not self.init_from.startswith("hf:"):
+            notes.append(f"resize_vocabulary=True has no effect with init_from={self.init_from!r}")
+        return notes
 
     def _schedule_notes(self) -> Iterator[str]:
         warmup, last = self.warmup_iters, self.max_iters

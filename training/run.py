@@ -43,7 +43,8 @@ from training.step import MicroBatch, StepResult, TrainStep
 from training.world import World
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-Loader = Callable[[str, ConfigurableGPT], object]  # fills the model with the weights that init_from names
+# Fills the model with the weights that init_from names, to be trained on the data of a folder; notes
+Loader = Callable[[str, ConfigurableGPT, Path], list[str]]
 
 
 @dataclass
@@ -264,7 +265,7 @@ def build_run(
     forward = strategy.wrap(model, seed, compile=config.compile and no_compiler is None)
     if state.origin == "imported":
         assert load_weights is not None, "init_from='hf:…' needs load_weights"
-        load_weights(config.init_from.removeprefix("hf:"), model)
+        resume_notes += load_weights(config.init_from.removeprefix("hf:"), model, dataset.folders[0])
     optimizers = build_optimizers(model, config, device, state.muon_products)
     if source is not None:
         checkpoint.load_weights(source, model)

@@ -79,6 +79,15 @@ def check_attributes(hf_config: dict[str, Any], family: Family) -> None:
             )
 
 
+def dropout_left_out(hf_config: dict[str, Any], family: Family) -> str | None:
+    """A note where a config.json has dropout, which belongs to a training run and not to the weights."""
+    names = [name for name in hf_config if name in family.inert and name.endswith(("dropout", "pdrop"))]
+    there = [
+        f"{name}={shown(hf_config[name])}" for name in names if hf_config[name] and "summary" not in name
+    ]
+    return f"{', '.join(there)} of config.json left out: pass --dropout to train with any" if there else None
+
+
 def check_layer_types(layer_types: Any) -> None:
     """None, or full attention in every layer."""
     for kind in layer_types if isinstance(layer_types, list) else [layer_types]:

@@ -1,6 +1,8 @@
 """config.json to a ModelArchitectureConfig and back."""
 
+import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from base.errors import InputError
 from base.fields import MODEL, did_you_mean, names
 from base.files import read_json
 from base.text import shown
-from inference.hf.attributes import check_attributes
+from inference.hf.attributes import check_attributes, dropout_left_out
 from inference.hf.families import FAMILIES
 from inference.hf.family import ACTIVATIONS, LLAMA3_ROPE, Family
 from model_config import ModelArchitectureConfig
@@ -19,11 +21,11 @@ MAX_SIZE = 1 << 24  # of a dimension
 
 
 def check_same_weights(
-    wanted: ModelArchitectureConfig, config: ModelArchitectureConfig, folder: Path
+    wanted: ModelArchitectureConfig, config: ModelArchitectureConfig, folder: Path, free: Collection[str] = ()
 ) -> None:
     """Raises InputError, naming every difference, unless the weights of `config` serve `wanted`: what is
-    not of the kind MODEL is free, and with RoPE so is a shorter block_size."""
-    fixed = set(names(ModelArchitectureConfig, MODEL))
+    not of the kind MODEL is free, and with RoPE so is a shorter block_size; so are the fields `free`."""
+    fixed = set(names(ModelArchitectureConfig, MODEL)) - set(free)
     if wanted.position_encoding == "rope" and wanted.block_size <= config.block_size:
         fixed.remove("block_size")
     theirs, ours = config.to_dict(), wanted.to_dict()
@@ -36,12 +38,23 @@ def check_same_weights(
 
 def read_config(folder: Path) -> tuple[dict[str, Any], ModelArchitectureConfig]:
     """config.json of a folder, as it is and as ours. Raises InputError, which names the file."""
-    file = folder / "config.json"
+    file, adapter = folder / "config.json", folder / "adapter_config.json"
+    if os.path.lexists(adapter):
+        raise InputError(
+            f"{adapter}: the folder holds an adapter, not a model: merge it into its model first"
+        )
     hf_config = read_json(file)
     try:
         return hf_config, config_from_hf(hf_config)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+
+
+def notes_on_config(folder: Path) -> list[str]:
+    """What config.json of a folder says that its model here does not have. Raises InputError as read_config."""
+    hf_config, _ = read_config(folder)
+    note = dropout_left_out(hf_config, FAMILIES[hf_config["model_type"]])
+    return [note] if note else []
 
 
 def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:

@@ -2,6 +2,7 @@
 imported from it and of what is exported from that."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -103,6 +104,15 @@ def test_each_of_them_ends_a_text_and_a_turn_through_import_and_export(folder, t
     assert AutoTokenizer.from_pretrained(back)("a z").input_ids == [8, 16]
 
 
+def test_the_end_of_a_turn_need_not_be_called_special(folder, tmp_path):
+    record = json.loads((folder / "tokenizer.json").read_text())
+    for token in record["added_tokens"]:
+        token["special"] = token["content"] in ("<|endoftext|>", "<of_tokenizer>")
+    shutil.copytree(folder, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(record))
+    assert template_end(tmp_path / "model", load_tokenizer(tmp_path / "model")) == 5
+
+
 def test_a_template_that_cannot_be_used_ends_nothing(folder):
     tokenizer = load_tokenizer(folder)
     assert template_end(folder, tokenizer) == 5
@@ -123,6 +133,15 @@ def test_what_is_not_an_id_is_refused(file, value, tmp_path):
     with pytest.raises(InputError, match=f"{file}: eos_token_id is .*, not an id") as caught:
         declared_ends(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+@pytest.mark.parametrize("name", ["bos_token_id", "pad_token_id"])
+def test_one_id_is_no_list(file, name, tmp_path):
+    for value in ("2", True, 1.5, [1], {"a": 1}):
+        edit(tmp_path / file, **{name: value})
+        with pytest.raises(InputError, match=f"{file}: {name} is .*, not an id"):
+            generation_config(tmp_path)
 
 
 @pytest.mark.parametrize("value", [3, [3], [""], {"a": "b"}])

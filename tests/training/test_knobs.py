@@ -81,6 +81,7 @@ ELSEWHERE = {
     "wsd_decay_fraction": "test_muons_own_learning_rate_and_wsd",
     "out_dir": "test_train: every test",
     "init_from": "test_resume: test_finished_scratch_and_kept_checkpoints",
+    "resize_vocabulary": "inference/test_hf_vocabularies: test_a_run_from_a_model_of_another_vocabulary",
     "keep_last": "test_resume: test_finished_scratch_and_kept_checkpoints",
     "always_save_checkpoint": "test_resume: test_finished_scratch_and_kept_checkpoints",
     "async_checkpoint": "test_resume: test_an_asynchronous_checkpoint_is_written_while_steps_go_on",
