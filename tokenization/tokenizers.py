@@ -122,6 +122,8 @@ def _is_template(file: str) -> bool:
 def _find_known(name: str, known: Known) -> TokenizerFiles:
     folder, hint = DATA / f"{name}_tokenizer", ""
     companions = {"tokenizer_config.json": config_bytes(known.config)}
+    if known.template is not None:
+        companions["chat_template.jinja"] = Path(__file__).with_name(known.template).read_bytes()
     content = None
     if os.path.lexists(folder / "tokenizer.json"):
         where = f"{folder}/tokenizer.json"
