@@ -2,6 +2,7 @@
 refused."""
 
 import base64
+import fnmatch
 import hashlib
 import importlib.util
 import json
@@ -43,7 +44,20 @@ def hub(monkeypatch, tmp_path):
         path.write_bytes(files[repo, file])
         return str(path)
 
+    def snapshot(repo, allow_patterns):
+        files["asked"].append((repo, *allow_patterns))
+        there = {key[1]: content for key, content in files.items() if key[0] == repo}
+        if not there:
+            raise ConnectionError("Cannot reach the hub. Check it\nin two lines")
+        folder = tmp_path / f"hub_{len(files['asked'])}"
+        for file, content in there.items():
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).write_bytes(content)
+        return str(folder)
+
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     return files
 
 
@@ -184,7 +198,10 @@ def test_without_package_and_network_one_line_says_what_to_do(data, hub, no_pack
 def test_a_hub_id(hub, toy_json):
     hub["someone/model", "tokenizer.json"] = toy_json
     hub["someone/model", "config.json"] = b'{"vocab_size": 512}'
+    hub["someone/model", "additional_chat_templates/rag.jinja"] = b"{{ 1 }}"
+    hub["someone/model", "model.safetensors"] = b"never asked for"
     found = find_tokenizer("someone/model")
+    assert found.companions == {"additional_chat_templates/rag.jinja": b"{{ 1 }}"}
     assert (found.json, found.vocab_size, found.name) == (toy_json, 512, "someone/model")
     with pytest.raises(
         MissingFile, match=r"tokenizer\.json of someone/else cannot be downloaded from the hub"
