@@ -72,6 +72,7 @@ def describe(name: str, content: bytes, companions: dict[str, bytes], filed: boo
         layout = put_together(name, content, record, companions, filed)
     vocabulary = _vocabulary(layout.record["model"]["vocab"], layout.record["added_tokens"], where)
     length = max(vocabulary.values()) + 1
+    _check_around(layout.record.get("post_processor"), length, where)
 
     companions.pop("config.json", None)
     rows = _model_rows(model, f"config.json of {name!r}")
@@ -163,6 +164,21 @@ def _vocabulary(tokens: Any, added: list[Any], where: str) -> dict[str, int]:
         if not isinstance(token, str) or type(i) is not int or not 0 <= i < MAX_IDS:
             raise _damaged(where, f"token {brief(token)} has id {brief(i)}")
     return dict(pairs)
+
+
+def _check_around(step: Any, length: int, where: str) -> None:
+    """Refuses ids that a post-processor puts around a text and that no token has."""
+    if not isinstance(step, dict):
+        return
+    for part in step["processors"] if isinstance(step.get("processors"), list) else []:
+        _check_around(part, length, where)
+    special = step["special_tokens"] if isinstance(step.get("special_tokens"), dict) else {}
+    listed = [token.get("ids") for token in special.values() if isinstance(token, dict)]
+    ids = [i for some in listed if isinstance(some, list) for i in some]
+    ids += [step[end][-1] for end in ("sep", "cls") if isinstance(step.get(end), list) and step[end]]
+    for i in ids:
+        if type(i) is int and i >= length:
+            raise _damaged(where, f"its post-processor puts id {brief(i)} around a text, which no token has")
 
 
 def _check_merges(model: dict[str, Any], where: str) -> None:

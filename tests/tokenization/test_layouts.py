@@ -299,3 +299,13 @@ def test_any_combination(tmp_path, seed):
         check(folder)
     except InputError as error:  # nothing ends a document: the only reason to refuse such a folder
         assert "it goes between documents" in str(error)
+
+
+def test_ids_around_a_text_belong_to_tokens(tmp_path):
+    """A template of ids that its tokens do not get."""
+    one = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"<s>": {"id": "<s>", "ids": [900], "tokens": ["<s>"]}}
+    template = {"type": "TemplateProcessing", "single": one, "pair": one, "special_tokens": special}
+    for step in (template, {"type": "Sequence", "processors": [template]}):
+        with pytest.raises(InputError, match="puts id '900' around a text, which no token has"):
+            find_tokenizer(write_folder(tmp_path / "t", {"tokenizer.json": BYTES | {"post_processor": step}}))
