@@ -84,7 +84,8 @@ def prune(config: PruneConfig) -> None:
         tokenizer.save(small)
         (Path(small) / "tokenizer.json").write_bytes(prune_tokenizer(tokenizer.json, kept))
         renumber_config(Path(small) / "tokenizer_config.json", kept)
-        for name in ("vocab.json", "merges.txt"):  # of the full vocabulary, which tokenizer.json repeats
+        # What tokenizer.json repeats, of the full vocabulary
+        for name in ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json"):
             (Path(small) / name).unlink(missing_ok=True)
         save_hf(pruned, to, small, dtype)
     with writing(to):
