@@ -22,7 +22,7 @@ from inference.hf import load_hf
 from inference.hf.configs import notes_on_config
 from inference.hf.reading import find_folder
 from inference.text import check_fits
-from tokenization.tokenizers import find_tokenizer
+from tokenization.tokenizers import find_tokenizer, has_tokenizer
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.saving import save_checkpoint
@@ -51,7 +51,7 @@ def import_model(config: ImportConfig) -> None:
     if list_checkpoints(config.out_dir):
         raise InputError(f"{config.out_dir} holds the checkpoints of a run: choose a new --out_dir")
     folder = find_folder(config.model)
-    own = folder if (folder / "tokenizer.json").is_file() else None
+    own = folder if has_tokenizer(folder) else None
     tokenizer = find_tokenizer(config.tokenizer or own) if config.tokenizer or own else None
     notes, generation = notes_on_config(folder), generation_config(folder)
     model = load_hf(folder)
@@ -71,7 +71,7 @@ def import_model(config: ImportConfig) -> None:
         print(f"note: {note}")
     if tokenizer is None:
         needed = f"sample.py needs one in {config.out_dir}, or --tokenizer=..."
-        print(f"note: {folder} has no tokenizer.json; {needed}")
+        print(f"note: {folder} has no tokenizer; {needed}")
 
 
 if __name__ == "__main__":

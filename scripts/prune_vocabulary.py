@@ -115,7 +115,8 @@ def save_pruned_tokenizer(tokenizer: TokenizerFiles, kept: Sequence[int], folder
     tokenizer.save(folder)
     with writing(folder):
         (folder / "tokenizer.json").write_bytes(pruned)
-        for name in ("vocab.json", "merges.txt"):  # of the full vocabulary, which tokenizer.json repeats
+        # What tokenizer.json repeats, of the full vocabulary
+        for name in ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json"):
             (folder / name).unlink(missing_ok=True)
     renumber_config(folder / "tokenizer_config.json", kept)
 

@@ -52,13 +52,10 @@ def put_together(
 ) -> Layout:
     """`content` holds `record`, whose vocabulary is sound; `files` are those beside it by name, config.json
     among them. Without `filed`, the record was made of vocab.json and the like, and there is no
-    tokenizer.json. Raises InputError for what cannot be honoured, by name."""
-    config, model = (_object(files, file, name) for file in ("tokenizer_config.json", "config.json"))
+    tokenizer.json. The class that reads them is not OTHER. Raises InputError for what cannot be honoured, by
+    name."""
+    config, model = (config_of(files, file, name) for file in ("tokenizer_config.json", "config.json"))
     reader = class_that_reads(name, config, model, content)
-    if reader == OTHER:
-        from tokenization.other_classes import read_through_transformers
-
-        return read_through_transformers(name, files | ({"tokenizer.json": content} if filed else {}))
     _refuse(name, config, record, reader)
     pipeline = PIPELINES[reader](config) if reader in PIPELINES else None
     named, extra, declared = _tokens(name, config, files, record, pipeline)
@@ -139,7 +136,8 @@ def class_that_reads(name: str, config: Mapping[str, Any], model: Mapping[str, A
     return declared if declared in PIPELINES else OTHER
 
 
-def _object(files: Mapping[str, bytes], file: str, name: str) -> dict[str, Any]:
+def config_of(files: Mapping[str, bytes], file: str, name: str) -> dict[str, Any]:
+    """The object in one of the files; empty where there is none."""
     record = parse_json(files.get(file, b"{}"), f"{file} of {name!r}")
     return record if isinstance(record, dict) else {}
 
@@ -176,7 +174,7 @@ def _tokens(
     or an AddedToken. Where tokenizer_config.json has added_tokens_decoder, it alone counts; else the older
     files beside it do."""
     where = f"tokenizer_config.json of {name!r}"
-    given = {k: _marked(value, where) for k, value in config.items()}
+    given = dict(config)
     extra = given.pop("extra_special_tokens", None)
     if not extra and "additional_special_tokens" in given:
         extra = given.pop("additional_special_tokens")  # its older name
@@ -200,7 +198,7 @@ def _tokens(
             extra = _token_list(extra, where) + more
         special = {_text(given[k]) for k in NAMES if given.get(k)}
         special |= {_text(token) for token in extra or []} if isinstance(extra, list) else set()
-        for text, index in _items(_object(files, "added_tokens.json", name), "added_tokens.json"):
+        for text, index in _items(config_of(files, "added_tokens.json", name), "added_tokens.json"):
             if type(index) is not int:
                 raise InputError(
                     f"added_tokens.json of {name!r}: {brief(text)} has id {brief(index)}: {COPY}"
@@ -208,6 +206,7 @@ def _tokens(
             declared[index] = special_token(text) if text in special else AddedToken(text)
         for token in record["added_tokens"]:
             declared[token["id"]] = read_added_token(token, f"tokenizer.json of {name!r}")
+    given = {k: _marked(value, where) for k, value in given.items()}
     known = {token.content: token for token in declared.values()}
     given = {**(pipeline.names if pipeline else {}), **given}
     padding = record.get("padding")
@@ -225,7 +224,7 @@ def _special_tokens_map(files: Mapping[str, bytes], name: str) -> tuple[dict[str
     """What special_tokens_map.json says of names, which outranks tokenizer_config.json, and its
     extra_special_tokens."""
     where, names = f"special_tokens_map.json of {name!r}", {}
-    record = _object(files, "special_tokens_map.json", name)
+    record = config_of(files, "special_tokens_map.json", name)
     more = record.pop("extra_special_tokens", None)
     for key, value in record.items():
         names[key] = read_added_token(value, where, special=True) if isinstance(value, dict) else value
@@ -264,5 +263,4 @@ def _token_list(tokens: Any, where: str) -> list[Any]:
 
 
 def _text(token: Any) -> str | None:
-    text = token.get("content") if isinstance(token, dict) else token
-    return str(text) if isinstance(text, str | AddedToken) else None
+    return str(token) if isinstance(token, str | AddedToken) else None

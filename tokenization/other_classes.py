@@ -29,9 +29,7 @@ def read_through_transformers(name: str, files: Mapping[str, bytes]) -> Layout:
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(content)
         try:
-            theirs = transformers.AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=False, local_files_only=True
-            )
+            theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             backend = theirs.backend_tokenizer
             backend.no_truncation()
             backend.no_padding()

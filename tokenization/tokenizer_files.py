@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from base.errors import InputError, one_line, require, writing
 from base.files import json_bytes, parse_json
 from base.text import brief
-from tokenization.layouts import class_that_reads, put_together
+from tokenization.layouts import OTHER, class_that_reads, config_of, put_together
 from tokenization.named import TOKENIZERS, config_bytes
 from tokenization.older_files import made_of_older
+from tokenization.other_classes import read_through_transformers
 
 if TYPE_CHECKING:
     import tokenizers
@@ -63,11 +64,17 @@ def describe(name: str, content: bytes, companions: dict[str, bytes], filed: boo
     InputError, in one line, for whatever is not a tokenizer."""
     where = f"tokenizer.json of {name!r}"
     companions = _as_now(content, companions)
-    layout = put_together(name, content, _checked(_parse(content, where), where), companions, filed)
+    record = _checked(_parse(content, where), where)
+    config, model = (config_of(companions, file, name) for file in ("tokenizer_config.json", "config.json"))
+    if class_that_reads(name, config, model, content) == OTHER:
+        layout = read_through_transformers(name, companions | {"tokenizer.json": content})
+    else:
+        layout = put_together(name, content, record, companions, filed)
     vocabulary = _vocabulary(layout.record["model"]["vocab"], layout.record["added_tokens"], where)
     length = max(vocabulary.values()) + 1
+    _check_around(layout.record.get("post_processor"), length, where)
 
-    model = companions.pop("config.json", b"{}")
+    companions.pop("config.json", None)
     rows = _model_rows(model, f"config.json of {name!r}")
     eot_token = _end_of_text(layout.record["added_tokens"], layout.names.get("eos_token"), name)
     # A model's embedding often has more rows than the tokenizer has tokens
@@ -83,10 +90,7 @@ def describe(name: str, content: bytes, companions: dict[str, bytes], filed: boo
 def describe_older(name: str, companions: dict[str, bytes]) -> TokenizerFiles:
     """Likewise of a folder that has vocab.json and merges.txt, or tokenizer.model, in place of
     tokenizer.json."""
-    config, model = (
-        _parse(companions.get(file, b"{}"), f"{file} of {name!r}")
-        for file in ("tokenizer_config.json", "config.json")
-    )
+    config, model = (config_of(companions, file, name) for file in ("tokenizer_config.json", "config.json"))
     reader = class_that_reads(name, config, model, b"")
     content, more = made_of_older(name, companions, reader)
     return describe(name, content, companions | more, filed=False)
@@ -162,6 +166,21 @@ def _vocabulary(tokens: Any, added: list[Any], where: str) -> dict[str, int]:
     return dict(pairs)
 
 
+def _check_around(step: Any, length: int, where: str) -> None:
+    """Refuses ids that a post-processor puts around a text and that no token has."""
+    if not isinstance(step, dict):
+        return
+    for part in step["processors"] if isinstance(step.get("processors"), list) else []:
+        _check_around(part, length, where)
+    special = step["special_tokens"] if isinstance(step.get("special_tokens"), dict) else {}
+    listed = [token.get("ids") for token in special.values() if isinstance(token, dict)]
+    ids = [i for some in listed if isinstance(some, list) for i in some]
+    ids += [step[end][-1] for end in ("sep", "cls") if isinstance(step.get(end), list) and step[end]]
+    for i in ids:
+        if type(i) is int and i >= length:
+            raise _damaged(where, f"its post-processor puts id {brief(i)} around a text, which no token has")
+
+
 def _check_merges(model: dict[str, Any], where: str) -> None:
     """Refuses merges that end the process: the package `tokenizers` cuts the prefix of continuing tokens off
     the second part of each, and aborts where that is shorter."""
@@ -188,9 +207,9 @@ def _end_of_text(added: list[dict[str, Any]], eos: str | None, name: str) -> str
     return found
 
 
-def _model_rows(content: bytes, where: str) -> int:
+def _model_rows(config: dict[str, Any], where: str) -> int:
     """The rows that a model's config.json gives its embedding; 0 where it does not say."""
-    rows = _parse(content, where).get("vocab_size")
+    rows = config.get("vocab_size")
     if rows is None:
         return 0
     if type(rows) is not int or not 0 <= rows < MAX_IDS:

@@ -99,29 +99,27 @@ def _companions(folder: Path, *more: str) -> dict[str, bytes]:
 
 
 def _find_on_hub(repo: str) -> TokenizerFiles:
-    """What a repository holds of a tokenizer; where it cannot be listed, what of it the cache has."""
+    """What a repository holds of a tokenizer, or what the cache has of it. Raises MissingFile."""
     hub = require("huggingface_hub", f"tokenizer {repo!r}, which comes from the hub,")
-    wanted = [*COMPANIONS, "config.json", "tokenizer.json"]
+    hub.logging.set_verbosity_error()  # its retries; the error below says it once
+    wanted = ["tokenizer.json", *COMPANIONS, "config.json", f"{MORE_TEMPLATES}/*.jinja"]
     try:
-        there = hub.list_repo_files(repo)
-        wanted = [f for f in wanted if f in there] + [f for f in there if _is_template(f)]
-    except Exception:  # of the package's own and of the network's
-        wanted = [f for f in wanted if f not in ("tekken.json", "tokenizer.model")]
-    files = {file: content for file in wanted if (content := _from_hub(repo, file, optional=True))}
-    content = files.pop("tokenizer.json", None)
-    if content is None and is_older(files):
-        return describe_older(repo, files)
-    return describe(repo, content or _from_hub(repo, "tokenizer.json"), files)
-
-
-def _is_template(file: str) -> bool:
-    folder, _, name = file.partition("/")
-    return folder == MORE_TEMPLATES and name.endswith(".jinja") and "/" not in name
+        folder = Path(hub.snapshot_download(repo, allow_patterns=wanted))
+    except Exception as error:  # of the package's own, of the network's and of the file system's
+        raise _not_downloaded(repo, "tokenizer.json", error) from error
+    companions = _companions(folder, "config.json")
+    if os.path.isfile(folder / "tokenizer.json"):
+        return describe(repo, read_bytes(folder / "tokenizer.json"), companions)
+    if is_older(companions):
+        return describe_older(repo, companions)
+    raise MissingFile(f"{repo} on the hub has no tokenizer.json: pass the tokenizer that belongs to it")
 
 
 def _find_known(name: str, known: Known) -> TokenizerFiles:
     folder, hint = DATA / f"{name}_tokenizer", ""
     companions = {"tokenizer_config.json": config_bytes(known.config)}
+    if known.template is not None:
+        companions["chat_template.jinja"] = Path(__file__).with_name(known.template).read_bytes()
     content = None
     if os.path.lexists(folder / "tokenizer.json"):
         where = f"{folder}/tokenizer.json"
@@ -147,18 +145,18 @@ def _find_known(name: str, known: Known) -> TokenizerFiles:
     return describe(name, content, companions)
 
 
-def _from_hub(
-    repo: str, file: str, revision: str | None = None, hint: str = "", optional: bool = False
-) -> bytes | None:
+def _from_hub(repo: str, file: str, revision: str | None = None, hint: str = "") -> bytes:
     hub = require("huggingface_hub", f"{hint}tokenizer {repo!r}, which comes from the hub,")
-    hub.logging.set_verbosity_error()  # its retries; the error below says it once
+    hub.logging.set_verbosity_error()
     try:
         return Path(hub.hf_hub_download(repo, file, revision=revision)).read_bytes()
-    except Exception as error:  # of the package's own, of the network's and of the file system's
-        if optional:
-            return None
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
-        raise MissingFile(
-            f"{hint}{file} of {repo} cannot be downloaded from the hub ({reason}): check the network and, for a "
-            "gated model, `hf auth login`; or copy the file into a folder and pass that folder as the tokenizer"
-        ) from error
+    except Exception as error:  # as above
+        raise _not_downloaded(repo, file, error, hint) from error
+
+
+def _not_downloaded(repo: str, file: str, error: Exception, hint: str = "") -> MissingFile:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
+    return MissingFile(
+        f"{hint}{file} of {repo} cannot be downloaded from the hub ({reason}): check the network and, for a "
+        "gated model, `hf auth login`; or copy the file into a folder and pass that folder as the tokenizer"
+    )

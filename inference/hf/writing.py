@@ -94,7 +94,8 @@ def single(ids: Any) -> Any:
 def move_all(partial: Path, folder: Path) -> None:
     """Moves the files of an export, all of which are complete, in place of an earlier export; config.json
     comes last."""
-    written = sorted(partial.iterdir(), key=lambda path: path.name == "config.json")
+    written = [path for path in partial.rglob("*") if path.is_file()]
+    written.sort(key=lambda path: path.name == "config.json")
     for path in written:
         path.chmod((partial / "config.json").stat().st_mode)  # safetensors writes for the owner alone
         fsync(path)
@@ -103,7 +104,9 @@ def move_all(partial: Path, folder: Path) -> None:
     for stale in [folder / "config.json", *folder.glob("model*.safetensors"), index]:
         stale.unlink(missing_ok=True)
     for path in written:
-        path.replace(folder / path.name)
+        place = folder / path.relative_to(partial)
+        place.parent.mkdir(exist_ok=True)  # additional_chat_templates/
+        path.replace(place)
 
 
 def write_weights(

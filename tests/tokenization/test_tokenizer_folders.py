@@ -239,17 +239,20 @@ def test_an_earlier_llama2_keeps_its_ids(tmp_path, monkeypatch):
 
 
 def random_folder(rng):
-    """Files in which tokens, names, flags and state come from anywhere."""
+    """Files in which tokens, names and state come from anywhere; a token has the same flags in all of them."""
     kind = rng.choice(["bytes", "spm"])
     record = json.loads(json.dumps(BYTES if kind == "bytes" else SPM))
     n = len(record["model"]["vocab"])
 
+    contents = ["<tool>", "<extra>", "<pad>", "<s>", "</s>", "hello", "<im>", "<|endoftext|>", "h"]
+    flags = {
+        c: {flag: rng.random() < 0.3 for flag in ("lstrip", "rstrip", "normalized", "special")}
+        for c in contents
+    }
+
     def token(**more):
-        flags = {flag: rng.random() < 0.3 for flag in ("lstrip", "rstrip", "normalized", "special")}
-        content = rng.choice(
-            ["<tool>", "<extra>", "<pad>", "<s>", "</s>", "hello", "<im>", "<|endoftext|>", "h"]
-        )
-        return {"content": content, "single_word": False, **flags, **more}
+        content = rng.choice(contents)
+        return {"content": content, "single_word": False, **flags[content], **more}
 
     def name():
         return rng.choice([token()["content"], {**token(), "__type": "AddedToken"}])
@@ -277,13 +280,14 @@ def random_folder(rng):
         }
         files["special_tokens_map.json"] = mapped
     for _ in range(rng.choice([0, 0, 1, 2])):
-        record["added_tokens"].append({"id": rng.randint(0, n + 9), **token()})
+        if (more := token())["content"] not in files.get("added_tokens.json", {}):
+            record["added_tokens"].append({"id": rng.randint(0, n + 9), **more})
     record["truncation"] = rng.choice([None, None, TRUNCATION])
     record["padding"] = rng.choice([None, None, PADDING])
     return files | {"tokenizer.json": record}
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(80))
 def test_any_combination(tmp_path, seed):
     files = random_folder(random.Random(seed))
     folder = write_folder(tmp_path / "t", files)
@@ -295,3 +299,13 @@ def test_any_combination(tmp_path, seed):
         check(folder)
     except InputError as error:  # nothing ends a document: the only reason to refuse such a folder
         assert "it goes between documents" in str(error)
+
+
+def test_ids_around_a_text_belong_to_tokens(tmp_path):
+    """A template of ids that its tokens do not get."""
+    one = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    special = {"<s>": {"id": "<s>", "ids": [900], "tokens": ["<s>"]}}
+    template = {"type": "TemplateProcessing", "single": one, "pair": one, "special_tokens": special}
+    for step in (template, {"type": "Sequence", "processors": [template]}):
+        with pytest.raises(InputError, match="puts id '900' around a text, which no token has"):
+            find_tokenizer(write_folder(tmp_path / "t", {"tokenizer.json": BYTES | {"post_processor": step}}))
