@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from base.errors import InputError, MissingFile
+from tokens.llmc import is_llmc
 from tokens.loader import Batch, BatchLoader, evaluation_batches
 from tokens.mixture import Mixture, parse_mixture
 from tokens.reader import open_tokens
@@ -16,7 +17,7 @@ def dataset_folder(dataset: str, data_root: Path) -> Path:
     data."""
     named = data_root / dataset
     folder = named if os.path.isdir(named) else Path(dataset)
-    if any(os.path.lexists(folder / file) for file in ("meta.json", "train.bin")):
+    if any(os.path.lexists(folder / file) for file in ("meta.json", "train.bin")) or is_llmc(folder):
         return folder
     if os.path.isfile(named / "prepare.py"):
         raise MissingFile(f"dataset {dataset!r} is not prepared: run python data/{dataset}/prepare.py")

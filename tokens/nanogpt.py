@@ -12,6 +12,7 @@ import numpy as np
 
 from base.errors import InputError, MissingFile, reading
 from base.files import size_of
+from tokens.llmc import magic_of
 from tokens.plain_values import plain_values
 from tokens.stream import TokenStream
 
@@ -34,6 +35,10 @@ def open_nanogpt(folder: Path, split: str, vocab_size: int, data_dtype: str | No
         size = size_of(path)
     except MissingFile:
         raise MissingFile(f"{path} is missing: {folder} is in nanoGPT's format, one file a split") from None
+    if magic_of(path):  # of one split alone, else the folder would be llm.c's
+        raise InputError(
+            f"{path} begins with a header of llm.c, whose files need the header of each split: restore it"
+        )
     if data_dtype is None:
         raise InputError(
             f"{folder} has no meta.json and so no dtype: pass --data_dtype=uint16 (nanoGPT's format)"

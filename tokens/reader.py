@@ -1,4 +1,4 @@
-"""open_tokens(): one split of a dataset folder, ours or nanoGPT's, checked against the model."""
+"""open_tokens(): one split of a dataset folder, ours, nanoGPT's or llm.c's, checked against the model."""
 
 import hashlib
 import json
@@ -11,6 +11,7 @@ from base.errors import InputError, MissingFile, reading
 from base.files import sha256_of, size_of
 from base.text import brief
 from tokens.format import PREPARE_AGAIN, SHARD_DTYPE, read_meta, unlisted_shards
+from tokens.llmc import is_llmc, open_llmc
 from tokens.nanogpt import NANOGPT_DTYPES, is_nanogpt, open_nanogpt
 from tokens.stream import TokenStream
 
@@ -18,8 +19,8 @@ from tokens.stream import TokenStream
 def open_tokens(
     folder: str | Path, split: str, vocab_size: int, data_dtype: str | None = None
 ) -> TokenStream:
-    """Opens one split ("train" or "val") of a dataset folder, ours or nanoGPT's, and checks it against the
-    model.
+    """Opens one split ("train" or "val") of a dataset folder, ours, nanoGPT's or llm.c's, and checks it against
+    the model.
 
     `vocab_size` is the model's rows; `data_dtype` ("uint16" or "uint32") is needed by nanoGPT's folders
     only. Raises InputError, one line, if anything is missing, left over, contradicts meta.json in size,
@@ -35,6 +36,10 @@ def open_tokens(
         raise MissingFile(
             f"dataset folder {folder} does not exist: prepare it, or name another with --dataset"
         )
+    if not os.path.lexists(folder / "meta.json") and is_llmc(folder):
+        stream = open_llmc(folder, split, vocab_size, data_dtype)
+        stream.scan()
+        return stream
     if is_nanogpt(folder):
         stream = open_nanogpt(folder, split, vocab_size, data_dtype)
         stream.scan()
