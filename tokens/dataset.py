@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from base.errors import InputError, MissingFile
+from tokens.format import tokenizer_files
 from tokens.llmc import is_llmc
 from tokens.loader import Batch, BatchLoader, evaluation_batches
 from tokens.mixture import Mixture, parse_mixture
@@ -27,19 +28,6 @@ def dataset_folder(dataset: str, data_root: Path) -> Path:
         )
     known = sorted(path.parent.name for path in data_root.glob("*/prepare.py"))
     raise MissingFile(f"dataset {dataset!r} is neither a folder nor one of data/: {', '.join(known)}")
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """What a run copies beside its checkpoints, so that they can be sampled from alone."""
-    names = (
-        "tokenizer*",
-        "special_tokens_map.json",
-        "vocab.json",
-        "merges.txt",
-        "chat_template*",
-        "*.tiktoken",
-    )
-    return [file for name in names for file in sorted(folder.glob(name)) if file.is_file()]
 
 
 class Dataset:

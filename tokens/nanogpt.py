@@ -90,6 +90,8 @@ def read_nanogpt_meta(folder: str | Path) -> dict[str, Any]:
         content = path.read_bytes()
     meta = plain_values(content, path)
     vocab_size = meta.get("vocab_size", 0) if isinstance(meta, dict) else None
-    if type(vocab_size) is not int or vocab_size < 0:
-        raise InputError(f"{path} is not a dictionary with a whole number as vocab_size: remove it")
+    if type(vocab_size) is not int or not 0 <= vocab_size < 2**32:
+        raise InputError(
+            f"{path} is not a dictionary with a whole number of 32 bits as vocab_size: remove it"
+        )
     return meta

@@ -25,6 +25,11 @@ class Innocent:
     pass
 
 
+def doubled(n):
+    """After a memoized list: n lists, each of which holds the one before it twice."""
+    return b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(n))
+
+
 HOSTILE = {
     "a call": pickle.dumps({"vocab_size": 97, "x": Hostile()}),
     "a call, protocol 0": pickle.dumps(Hostile(), protocol=0),
@@ -53,6 +58,12 @@ HOSTILE = {
     "a key without a value": b"\x80\x04}(Nu.",
     "an append to a dictionary": b"\x80\x04}Na.",
     "items of a list": b"\x80\x04](NNu.",
+    "lists of 2^55 values": b"\x80\x04}\x8c\x01a]\x94" + doubled(55) + b"s.",
+    "a vocab_size of 2^40 values": b"\x80\x04}\x8c\x0avocab_size]\x94" + doubled(40) + b"s.",
+    "2^50 values and nothing else": b"\x80\x04]\x94" + doubled(50) + b".",
+    "a list in itself": b"\x80\x04}\x8c\x01a]\x94h\x00as.",
+    "a dictionary in itself": b"\x80\x04}\x94\x8c\x01ah\x00s.",
+    "two lists in each other": b"\x80\x04}\x8c\x01a]\x94]\x94h\x00aas.",
 }
 
 
@@ -95,6 +106,13 @@ def test_a_memo_shares_what_it_holds():
         "x": ["a"],
         "y": (["a"], ["a"]),
     }
+
+
+def test_what_is_shared_a_little_is_read():
+    """A table that comes up ten times."""
+    itos = {i: chr(i + 300) for i in range(20_000)}
+    meta = {"itos": itos, "again": [itos] * 9, "stoi": {s: i for i, s in itos.items()}}
+    assert plain_values(pickle.dumps(meta), Path("x")) == meta
 
 
 def test_nesting_alone_is_no_fault(nanogpt):
