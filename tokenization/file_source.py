@@ -208,5 +208,5 @@ def csv_header(file: Path, text_field: str) -> tuple[list[str], str, int]:
             return columns[delimiter], delimiter, len(end[0])
     if not head.strip():
         return [text_field], ",", 0
-    names = ", ".join(printable(name) for name in columns.get(",", [])[:20])
-    raise InputError(f"{file}: no column {text_field!r}, only {names[:400]}; --text_field names it")
+    names = cutting.columns_in_words(columns.get(",", []))
+    raise InputError(f"{file}: no column {text_field!r}, only {names}; --text_field names it")

@@ -151,7 +151,7 @@ class Preparation:
             }
             if not resumed:
                 tokenizer.save(out_dir)
-        if resumed:
+        if progress.rows:
             say(f"resuming after row {progress.rows:,}")
         self.started_at = time.monotonic()
         self.commit()

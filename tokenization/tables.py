@@ -44,7 +44,9 @@ def check_column(file: Any, path: Path, name: str) -> None:
     kind = _kind(file, path, name)
     if kind is None:
         leaves = sorted({file.schema.column(c).path for c in range(len(file.schema))})
-        raise InputError(f"{path}: no column {name!r}, only {', '.join(leaves)}; --text_field names it")
+        raise InputError(
+            f"{path}: no column {name!r}, only {cutting.columns_in_words(leaves)}; --text_field names it"
+        )
     import pyarrow as pa
 
     if pa.types.is_dictionary(kind):

@@ -101,6 +101,9 @@ def test_bad_records_of_csv_are_named(write):
     assert problems["a.csv:5"] == "invalid UTF-8 at byte 2 of the record"
     with pytest.raises(InputError, match=r"no column 'text', only a, b; --text_field names it"):
         rows_of(source_of(write("b.csv", b"a,b\n1,2\n")))
+    with pytest.raises(InputError, match=r"no column 'text', only a\\nb, \\x1b\[2J, x{60}, ") as caught:
+        rows_of(source_of(write("d.csv", b'"a\nb",\x1b[2J,' + b"x" * 999 + b",y" * 999 + b"\n")))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 700
     with pytest.raises(InputError, match="two columns are named 'text'"):
         rows_of(source_of(write("c.csv", b"text,text\n1,2\n")))
 
