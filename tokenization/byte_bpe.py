@@ -83,7 +83,10 @@ def train_tokenizer(
     texts = TrainingTexts(source, job)
     tokenizer = train(texts, vocab_size, PIECES, special_tokens, "--train_tokenizer")
     if not texts.text_bytes:
-        raise InputError("--train_tokenizer: the source has no text to train on: is it the right one?")
+        why = texts.problem or "the source has no text"
+        raise InputError(
+            f"--train_tokenizer: {why}, so there is nothing to train on: is it the right source?"
+        )
     eot = next(token for token in special_tokens if token in END_OF_TEXT)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -100,10 +103,12 @@ def train_tokenizer(
 
 
 class TrainingTexts:
-    """The texts of a source that are not held out; `text_bytes` counts those that were taken."""
+    """The texts of a source that are not held out; `text_bytes` counts those that were taken, `problem` is that of
+    the first bad row."""
 
     def __init__(self, source: Source, job: Job) -> None:
         self.source, self.job, self.text_bytes = source, job, 0
+        self.problem: str | None = None
 
     def __iter__(self) -> Iterator[str]:
         self.text_bytes = 0
@@ -117,6 +122,8 @@ class TrainingTexts:
     def _taken(self, part: Source, until: int) -> Iterator[str]:
         for batch in limited(part.batches(None), 0, self.job.limit):
             for row in batch.rows():
+                if row.problem and self.problem is None:
+                    self.problem = f"{row.where}: {row.problem}"
                 content = row.text.encode(errors="replace")
                 if row.problem or is_val(place_of(content), self.job.val_fraction):
                     continue

@@ -17,6 +17,7 @@ from base.fields import SET, knob, notes, with_defaults
 from base.text import printable
 from tokenization.batches import Source
 from tokenization.byte_bpe import parse_special_tokens, train_tokenizer
+from tokenization.cutting import on_a_line
 from tokenization.file_source import FileSource, parse_split_documents
 from tokenization.hub_source import HubSource
 from tokenization.job import Job, Settings
@@ -221,7 +222,8 @@ def verify_folder(folder: Path) -> int:
         print(f"{folder}: {count}: restore the files or prepare it again", file=sys.stderr)
         return EXIT_INPUT
     sums = ", ".join(
-        f"{s} {e['tokens']:,} tokens in {len(e['shards'])} shards" for s, e in meta["splits"].items()
+        f"{on_a_line(s)} {e['tokens']:,} tokens in {len(e['shards'])} shards"
+        for s, e in meta["splits"].items()
     )
     print(f"{folder} is as it was written: {sums}")
     return 0
@@ -231,7 +233,7 @@ def report(folder: Path, meta: dict[str, Any], files: Found | None = None) -> in
     """Prints what a dataset holds, and of which files. Returns the exit code."""
     for split, entry in meta["splits"].items():
         print(
-            f"{split}: {entry['documents']:,} documents, {entry['tokens']:,} tokens, "
+            f"{on_a_line(split)}: {entry['documents']:,} documents, {entry['tokens']:,} tokens, "
             f"{entry['text_bytes']:,} bytes of text, {_ratio(entry)}, {len(entry['shards'])} shards"
         )
     if meta["preparation"].get("val_fraction") is not None:
@@ -243,7 +245,7 @@ def report(folder: Path, meta: dict[str, Any], files: Found | None = None) -> in
         )
     for source, s in sorted(meta["preparation"]["statistics"].items()):
         print(
-            f"  {source or 'all'}: {s['documents']:,} documents, {s['tokens']:,} tokens, {_ratio(s)}, "
+            f"  {on_a_line(source) or 'all'}: {s['documents']:,} documents, {s['tokens']:,} tokens, {_ratio(s)}, "
             f"longest {s['longest_document_bytes']:,} bytes"
         )
     if files is not None:

@@ -35,9 +35,14 @@ def damaged(file: Path, error: BaseException) -> InputError:
     )
 
 
+def on_a_line(text: str) -> str:
+    """A name from outside, line breaks and tabs as escapes too."""
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
 def columns_in_words(names: Iterable[str]) -> str:
     """Names that a file gives its columns, on one line that is not too long."""
-    line = ", ".join(printable(name[:60]).replace("\n", r"\n").replace("\t", r"\t") for name in names)
+    line = ", ".join(on_a_line(name[:60]) for name in names)
     return line if len(line) <= 400 else f"{line[:400]}…"
 
 

@@ -150,7 +150,7 @@ class FileSource:
     ) -> Iterator[Batch]:
         """Batches of file i from `offset` on, whose documents the splitter finds. Before content_begin there are
         none."""
-        name = printable(str(self.files[i]))
+        name = cutting.on_a_line(str(self.files[i]))
         with cutting.Stream(self.files[i]) as stream:
             for piece, begin, end, too_long, read in cutting.cut(stream, offset, splitter, self.batch_bytes):
                 n_rows = 1 if too_long else len(splitter.documents(piece))

@@ -106,7 +106,9 @@ class _Search:
         place = os.path.expanduser(source)
         if os.path.isdir(place):
             if not self._take(walk(Path(place), self.left_out)):
-                raise MissingFile(f"{Path(place)} holds no {KNOWN} file: {OTHER_TEXT}")
+                others = Counter(self.left_out.values())
+                what = f"; it holds {_counts(others)}" if others else ""
+                raise MissingFile(f"{Path(place)} holds no {KNOWN} file{what}: {OTHER_TEXT}")
         elif os.path.isfile(place):
             file = Path(place)
             if format_of(file, self.ext) is None:

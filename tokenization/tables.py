@@ -7,7 +7,6 @@ from typing import Any
 
 from base.errors import InputError, one_line, require
 from base.files import size_of
-from base.text import printable
 from tokenization import cutting
 from tokenization.batches import TableBatch
 
@@ -36,7 +35,9 @@ def batches(path: Path, fields: tuple[str, str | None], row: int, batch_bytes: i
                 if skip < table.num_rows:
                     table = table.slice(skip)
                     first = done - table.num_rows
-                    yield TableBatch(table.num_rows, read, {}, table, printable(str(path)), first, names)
+                    yield TableBatch(
+                        table.num_rows, read, {}, table, cutting.on_a_line(str(path)), first, names
+                    )
 
 
 def check_column(file: Any, path: Path, name: str) -> None:

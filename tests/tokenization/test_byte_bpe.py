@@ -106,6 +106,20 @@ def test_what_is_refused(corpus, tmp_path, capsys, in_this_process, flags, messa
     assert not (tmp_path / "out").exists()
 
 
+def test_without_text_the_reason_is_given(corpus, tmp_path, capsys, in_this_process):
+    flags = (
+        f"--source={corpus}",
+        f"--out_dir={tmp_path / 'out'}",
+        "--train_tokenizer=500",
+        "--text_field=body",
+    )
+    with pytest.raises(SystemExit):
+        custom(*flags)
+    assert (
+        "part_0.jsonl:1: field 'body' is missing, so there is nothing to train on" in capsys.readouterr().err
+    )
+
+
 def test_special_tokens_alone_have_no_effect(corpus, toy_folder, tmp_path, capsys, in_this_process):
     flags = (
         f"--source={corpus}",

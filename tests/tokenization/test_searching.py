@@ -143,7 +143,11 @@ def test_a_folder_that_cannot_be_searched_is_named(put, monkeypatch):
 
 
 def test_nothing_but_what_is_left_out(put):
-    root = put("README.md", content=b"---\n---\n")
+    root = put("cards/README.md", content=b"---\n---\n") / "cards"
+    with pytest.raises(
+        MissingFile, match=r"in/tex holds no \.jsonl.* file; it holds 2 \.tex, 1 \.png: --ext=SUFFIX"
+    ):
+        find_files([put("tex/a.tex", "tex/b.tex", "tex/c.png") / "tex"])
     with pytest.raises(MissingFile, match="hold nothing to read but 1 dataset card"):
         find_files([root])
 
