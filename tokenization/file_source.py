@@ -66,6 +66,8 @@ class FileSource:
         )
         if self.separator and self.split_documents:
             raise InputError("--separator and --split_documents both cut text files: pass one of them")
+        if len((self.separator or "").encode()) > cutting.TAIL_BYTES:
+            raise InputError(f"--separator is longer than {cutting.TAIL_BYTES} bytes: choose a shorter one")
         sizes = [size_of(file) for file in self.files]
         self.total_bytes = sum(sizes)
         names = [[file.name, size] for file, size in zip(self.files, sizes, strict=True)]

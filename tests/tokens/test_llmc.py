@@ -7,6 +7,7 @@ from toy_tokens import poke
 from base.errors import InputError, MissingFile
 from tokens.dataset import Dataset, dataset_folder
 from tokens.llmc import magic_of
+from tokens.nanogpt import open_nanogpt
 from tokens.reader import open_tokens
 
 GPT2, LLAMA3 = (20240520, 1, "<u2"), (20240801, 7, "<u4")
@@ -69,6 +70,8 @@ def test_a_header_under_nanogpts_names_is_not_tokens(tmp_path, kind):
         open_tokens(tmp_path, "val", 300, dtype)
     write(tmp_path / "val.bin", ids[:50], kind)
     assert open_tokens(tmp_path, "val", 300).n_tokens == 50
+    with pytest.raises(InputError, match=r"train\.bin begins with a header of llm\.c"):
+        open_nanogpt(tmp_path, "train", 300, dtype)
 
 
 def other_magic(magic):
