@@ -86,10 +86,9 @@ def prepare(
         state = progress or Progress(identity)
         work = Preparation(out_dir, tokenizer, job, settings, state, say, resumed=progress is not None)
         work.read(source, submit, workers + 2, show_progress, stopping)
-        if not (again := not allow_empty and work.start_over()):
+        if allow_empty or not work.start_over():
             return work.finish(in_words, allow_empty)
-    assert again
-    return prepare(
+    return prepare(  # with the fraction that progress.json now holds
         source,
         tokenizer,
         out_dir,

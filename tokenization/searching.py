@@ -205,7 +205,8 @@ def _matching(pattern: str, left_out: dict[str, str]) -> Iterator[Path]:
     if first is None:
         yield from map(Path, sorted(glob.glob(pattern)))
         return
-    for folder in sorted(glob.glob(os.path.join(*parts[:first]))) if first else ["."]:
+    root = os.path.join(".", *parts[:first])
+    for folder in [root] if os.path.isdir(root) else sorted(glob.glob(root)):
         if os.path.isdir(folder):
             for file in walk(Path(folder), left_out):
                 if _fits(file.relative_to(folder).parts, parts[first:]):

@@ -24,8 +24,7 @@ from base.files import writable_folder
 from hardware.device import compile_problem, select_device, select_dtype
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
-from tokens.dataset import Dataset
-from tokens.format import tokenizer_files
+from tokens.dataset import Dataset, tokenizer_files
 from tokens.loader import Batch
 from tokens.mixture import parse_mixture
 from training import checkpoint
