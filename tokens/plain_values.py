@@ -3,8 +3,8 @@
 It is a machine of its own over the opcodes that pickletools names. It knows none that imports, calls or
 builds anything, so there is nothing in it that hostile bytes could start. Time and memory grow with the
 bytes alone: keys are not containers, whose hash could take exponential time or recurse without end. What is
-returned has no cycles and, counted where it is used, few values: containers that share others could hold 2^100
-in 250 bytes, and whoever walks through them, as ==, copying and printing do, would never return."""
+returned has no cycles and few values: containers that share others could hold 2^100 in 250 bytes, and whoever
+walks through them, as ==, copying and printing do, would never return."""
 
 import pickletools
 import struct
@@ -26,7 +26,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUTS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
 GETS = ("GET", "BINGET", "LONG_BINGET")
 KEYS = (str, bytes, int, float, type(None))  # a bool is an int
-MAX_VALUES = 10_000_000  # that a walk through the value meets
+MAX_VALUES = 1_000_000  # that a walk through the value meets
 MAX_INT_KEY = 2**32  # of larger ones as many as one likes have one hash
 
 
@@ -39,7 +39,8 @@ def plain_values(content: bytes, where: Path) -> Any:
     anything but plain values."""
     try:
         value = Machine().run(content)
-        check_size(value)
+        if isinstance(value, (dict, list, tuple)):
+            check_size(value)
         return value
     # pickletools raises ValueError, and struct.error where a number is cut off
     except (NotPlain, ValueError, struct.error) as error:
@@ -50,32 +51,15 @@ def plain_values(content: bytes, where: Path) -> Any:
 
 
 def check_size(value: Any) -> None:
-    """Raises NotPlain for a value that holds itself, or on a walk through which more than MAX_VALUES are met."""
-    sizes: dict[int, int] = {}  # of containers by identity; 0 while what is in them is counted
-    stack = [value]
-    while stack:
-        top = stack[-1]
-        inside = parts_of(top)
-        if sizes.get(id(top), -1) > 0 or not inside:  # met before, by another way
-            stack.pop()
-            continue
-        if id(top) not in sizes:
-            sizes[id(top)] = 0
-            waiting = [part for part in inside if sizes.get(id(part), -1) <= 0 and parts_of(part)]
-            if any(sizes.get(id(part)) == 0 for part in waiting):
-                raise NotPlain("a container that holds itself")
-            stack += waiting
-            continue
-        size = 1 + sum(sizes[id(part)] if parts_of(part) else 1 for part in inside)
-        if size > MAX_VALUES:
+    """Raises NotPlain where a walk through the value meets more than MAX_VALUES, as in one that holds itself."""
+    met, waiting = 1, [value]
+    while waiting:
+        container = waiting.pop()
+        inside = container.values() if isinstance(container, dict) else container
+        met += len(inside)
+        if met > MAX_VALUES:
             raise NotPlain(f"more than {MAX_VALUES:,} values, those that are shared counted each time")
-        sizes[id(top)] = size
-        stack.pop()
-
-
-def parts_of(value: Any) -> Any:
-    """What a container holds; nothing for other values."""
-    return value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+        waiting += [part for part in inside if isinstance(part, (dict, list, tuple))]
 
 
 class Machine:

@@ -51,8 +51,11 @@ def test_bad_rows_of_an_array_are_named(write):
     assert problems["a.json:6"].startswith("invalid JSON (")
     assert problems["a.json:7"] == "invalid UTF-8 at byte 10 of the value"
     # A damaged line of lines costs that line alone
-    source = source_of(write("b.json", b'{"text": "good"}\n{"text": "open\n{"text": "too"}\n'))
-    assert [row.text for row in rows_of(source) if not row.problem] == ["good", "too"]
+    lines = [b'{"text": "good"}', b'{"text": "open', b'{"text": "too"}']
+    for order in ([0, 1, 2], [1, 0, 2], [1, 1, 0, 2]):
+        source = source_of(write("b.json", b"\n".join(lines[i] for i in order)))
+        assert [row.text for row in rows_of(source) if not row.problem] == ["good", "too"]
+        assert len(problems_of(source)) == order.count(1)
 
 
 def test_an_array_that_does_not_end_is_damaged(write):

@@ -26,8 +26,8 @@ class Innocent:
 
 
 def doubled(n):
-    """After a memoized list: n lists, each of which holds the one before it twice."""
-    return b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(n))
+    """A list and n tuples, of which each holds what is before it twice."""
+    return b"]\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(n))
 
 
 HOSTILE = {
@@ -58,9 +58,9 @@ HOSTILE = {
     "a key without a value": b"\x80\x04}(Nu.",
     "an append to a dictionary": b"\x80\x04}Na.",
     "items of a list": b"\x80\x04](NNu.",
-    "lists of 2^55 values": b"\x80\x04}\x8c\x01a]\x94" + doubled(55) + b"s.",
-    "a vocab_size of 2^40 values": b"\x80\x04}\x8c\x0avocab_size]\x94" + doubled(40) + b"s.",
-    "2^50 values and nothing else": b"\x80\x04]\x94" + doubled(50) + b".",
+    "2^38 values in 250 bytes": b"\x80\x04}\x8c\x01a](" + doubled(38) + b"es.",
+    "a vocab_size of 2^36 values": b"\x80\x04}\x8c\x0avocab_size](" + doubled(36) + b"es.",
+    "2^200 values and nothing else": b"\x80\x04](" + doubled(200) + b"e.",
     "a list in itself": b"\x80\x04}\x8c\x01a]\x94h\x00as.",
     "a dictionary in itself": b"\x80\x04}\x94\x8c\x01ah\x00s.",
     "two lists in each other": b"\x80\x04}\x8c\x01a]\x94]\x94h\x00aas.",
@@ -78,6 +78,14 @@ def test_a_hostile_meta_pkl_is_refused_and_not_executed(nanogpt, monkeypatch, na
         open_tokens(folder, "train", 50257, "uint16")
     assert "\n" not in str(caught.value)
     assert not (folder / "hostile").exists()
+
+
+def test_what_never_returned_is_refused_for_its_size():
+    assert len(HOSTILE["2^38 values in 250 bytes"]) < 250
+    many = [name for name in HOSTILE if " values" in name]
+    for name in [*many, "a list in itself", "two lists in each other"]:
+        with pytest.raises(InputError, match="more than 1,000,000 values"):
+            plain_values(HOSTILE[name], Path("x"))
 
 
 def test_the_hostile_calls_would_have_worked(tmp_path, monkeypatch):
