@@ -12,6 +12,7 @@ from tokenization import cutting
 from tokenization.splitting import LINES, Splitter
 
 TOO_LONG = "longer than 64 MiB; text files are cut into documents with --split_documents or --separator"
+SOURCE_CHARACTERS = 200
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -91,7 +92,12 @@ def _row_of(where: str, text: object, source: object, text_field: str) -> Row:
     if not isinstance(text, str):
         kind = "missing" if text is None else f"{type(text).__name__}, not text"
         return Row(where, problem=f"field {text_field!r} is {kind}")
-    return Row(where, text, source if isinstance(source, str) else "")
+    return Row(where, text, source_name(source))
+
+
+def source_name(value: object) -> str:
+    """Of a row, for the statistics: the beginning of what its field holds, if that is text."""
+    return value[:SOURCE_CHARACTERS] if isinstance(value, str) else ""
 
 
 def _decoded(where: str, content: bytes, of: str) -> Row:
@@ -226,7 +232,7 @@ class TableBatch:
             where, text, source = f"{self.file}:{number}", values[0], values[1] if len(values) > 1 else None
             if isinstance(text, bytes):
                 row = _decoded(where, text, "text")
-                row.source = source if isinstance(source, str) else ""
+                row.source = source_name(source)
                 yield row
             else:
                 yield _row_of(where, text, source, self.names[0])

@@ -13,15 +13,18 @@ from typing import Any
 
 from base import cli
 from base.errors import EXIT_INPUT, EXIT_STOPPED, InputError
-from base.fields import knob, with_defaults
+from base.fields import SET, knob, notes, with_defaults
 from base.text import printable
 from tokenization.batches import Source
+from tokenization.byte_bpe import parse_special_tokens, train_tokenizer
+from tokenization.cutting import on_a_line
 from tokenization.file_source import FileSource, parse_split_documents
 from tokenization.hub_source import HubSource
 from tokenization.job import Job, Settings
 from tokenization.merging import merge, parse_task, task_files, task_folder
 from tokenization.pipeline import prepare
 from tokenization.searching import KNOWN, Found, find_files, format_of, parse_ext
+from tokenization.tokenizer_files import TokenizerFiles
 from tokenization.tokenizers import find_tokenizer
 from tokens.format import read_meta
 from tokens.verify import verify
@@ -37,6 +40,12 @@ class Texts:
         [], "files, folders or patterns; none: the dataset of the hub, if there is one", takes_words=True
     )
     tokenizer: str | None = knob(None, "gpt2, llama2, llama3, qwen3, a folder or a hub id")
+    train_tokenizer: int | None = knob(
+        None, "trains a byte-level BPE of so many tokens on the text instead", bounds="[257, 2^24]"
+    )
+    special_tokens: list[str] = knob(
+        [], "of a tokenizer that is trained, with commas; none: <|endoftext|>", needs={"train_tokenizer": SET}
+    )
     out_dir: str = knob("", "the folder of the dataset")
     text_field: str = knob("text", "the column or key with the text, with dots where nested")
     source_field: str | None = knob(None, "the one by which statistics are kept, where it is there")
@@ -83,10 +92,10 @@ def run(
     `source_field` are its defaults, `repo`, `config` and `expected_tokens` its Hub. Returns the exit code."""
     hub = Hub(repo, config, expected_tokens) if repo else None
     kind = with_defaults(PrepareConfig, tokenizer=tokenizer, out_dir=str(folder), source_field=source_field)
-    return cli.run(argv, doc, kind, lambda c: work(c, hub))
+    return cli.run(argv, doc, kind, lambda c: work(c, hub, tokenizer))
 
 
-def work(c: PrepareConfig, hub: Hub | None) -> int:
+def work(c: PrepareConfig, hub: Hub | None, default_tokenizer: str | None) -> int:
     if not c.out_dir.strip():
         raise InputError("--out_dir= is empty: name a folder")
     out_dir = Path(os.path.expanduser(c.out_dir))
@@ -94,13 +103,17 @@ def work(c: PrepareConfig, hub: Hub | None) -> int:
         return verify_folder(out_dir)
     if c.merge:
         return report(out_dir, merge(out_dir))
+    for note in notes(c):
+        print(note, file=sys.stderr)
     task = parse_task(c.task) if c.task is not None else None
+    check_tokenizer(c, default_tokenizer)
     if task is not None:
         out_dir = task_folder(out_dir, *task)
     stopping = stopped_by_signals()
     try:
-        found = find_tokenizer(_asked_tokenizer(c))
+        found = find_tokenizer(c.tokenizer) if c.train_tokenizer is None else None
         source, in_words, files = open_source(c, hub, task)
+        found = found or trained_tokenizer(source, c)
         meta = prepare(
             source,
             found,
@@ -131,12 +144,36 @@ def stopped_by_signals() -> Callable[[], bool]:
     return lambda: bool(signals)
 
 
-def _asked_tokenizer(c: PrepareConfig) -> str:
-    if c.tokenizer is None or not c.tokenizer.strip():
+def check_tokenizer(c: PrepareConfig, default: str | None) -> None:
+    """Raises InputError where the flags name no tokenizer, or two."""
+    if c.train_tokenizer is None and (c.tokenizer is None or not c.tokenizer.strip()):
         raise InputError(
-            "which tokenizer? pass --tokenizer=qwen3, llama3, llama2, gpt2, a folder or a hub id"
+            "which tokenizer? pass --tokenizer=qwen3, llama3, llama2, gpt2, a folder or a hub id, or train one with "
+            "--train_tokenizer=8192"
         )
-    return c.tokenizer
+    if c.train_tokenizer is None:
+        return
+    if c.tokenizer != default:
+        raise InputError("--tokenizer and --train_tokenizer exclude each other: pass one of them")
+    if c.task is not None:
+        raise InputError(
+            "--task sees its own share of the files alone: train the tokenizer on some of them first, and pass its "
+            "folder with --tokenizer"
+        )
+    parse_special_tokens(c.special_tokens, c.train_tokenizer)
+
+
+def trained_tokenizer(source: Source, c: PrepareConfig) -> TokenizerFiles:
+    """A tokenizer of the source's own; says what it was trained on, and where the text gives fewer tokens."""
+    size = c.train_tokenizer
+    print(f"training a tokenizer of {size:,} tokens", file=sys.stderr)
+    found = train_tokenizer(source, size, parse_special_tokens(c.special_tokens, size), c)
+    if found.length < size:
+        print(
+            f"the text gives no more than {found.length:,} tokens of {size:,}: the other rows stay unused",
+            file=sys.stderr,
+        )
+    return found
 
 
 def open_source(
@@ -185,7 +222,8 @@ def verify_folder(folder: Path) -> int:
         print(f"{folder}: {count}: restore the files or prepare it again", file=sys.stderr)
         return EXIT_INPUT
     sums = ", ".join(
-        f"{s} {e['tokens']:,} tokens in {len(e['shards'])} shards" for s, e in meta["splits"].items()
+        f"{on_a_line(s)} {e['tokens']:,} tokens in {len(e['shards'])} shards"
+        for s, e in meta["splits"].items()
     )
     print(f"{folder} is as it was written: {sums}")
     return 0
@@ -195,7 +233,7 @@ def report(folder: Path, meta: dict[str, Any], files: Found | None = None) -> in
     """Prints what a dataset holds, and of which files. Returns the exit code."""
     for split, entry in meta["splits"].items():
         print(
-            f"{split}: {entry['documents']:,} documents, {entry['tokens']:,} tokens, "
+            f"{on_a_line(split)}: {entry['documents']:,} documents, {entry['tokens']:,} tokens, "
             f"{entry['text_bytes']:,} bytes of text, {_ratio(entry)}, {len(entry['shards'])} shards"
         )
     if meta["preparation"].get("val_fraction") is not None:
@@ -207,7 +245,7 @@ def report(folder: Path, meta: dict[str, Any], files: Found | None = None) -> in
         )
     for source, s in sorted(meta["preparation"]["statistics"].items()):
         print(
-            f"  {source or 'all'}: {s['documents']:,} documents, {s['tokens']:,} tokens, {_ratio(s)}, "
+            f"  {on_a_line(source) or 'all'}: {s['documents']:,} documents, {s['tokens']:,} tokens, {_ratio(s)}, "
             f"longest {s['longest_document_bytes']:,} bytes"
         )
     if files is not None:

@@ -7,12 +7,13 @@ import gzip
 import lzma
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from base.errors import InputError, one_line, reading, require
+from base.text import printable
 from tokenization.splitting import Splitter, Whole
 
 PIECE_BYTES = 1 << 20  # what is read at once
@@ -32,6 +33,17 @@ def damaged(file: Path, error: BaseException) -> InputError:
     return InputError(
         f"{file}: {one_line(error)}: the file is damaged, truncated or of another format; restore it"
     )
+
+
+def on_a_line(text: str) -> str:
+    """A name from outside, line breaks and tabs as escapes too."""
+    return printable(text).replace("\n", r"\n").replace("\t", r"\t")
+
+
+def columns_in_words(names: Iterable[str]) -> str:
+    """Names that a file gives its columns, on one line that is not too long."""
+    line = ", ".join(on_a_line(name[:60]) for name in names)
+    return line if len(line) <= 400 else f"{line[:400]}…"
 
 
 class Stream:

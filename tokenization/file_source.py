@@ -66,6 +66,8 @@ class FileSource:
         )
         if self.separator and self.split_documents:
             raise InputError("--separator and --split_documents both cut text files: pass one of them")
+        if len((self.separator or "").encode()) > cutting.TAIL_BYTES:
+            raise InputError(f"--separator is longer than {cutting.TAIL_BYTES} bytes: choose a shorter one")
         sizes = [size_of(file) for file in self.files]
         self.total_bytes = sum(sizes)
         names = [[file.name, size] for file, size in zip(self.files, sizes, strict=True)]
@@ -150,7 +152,7 @@ class FileSource:
     ) -> Iterator[Batch]:
         """Batches of file i from `offset` on, whose documents the splitter finds. Before content_begin there are
         none."""
-        name = printable(str(self.files[i]))
+        name = cutting.on_a_line(str(self.files[i]))
         with cutting.Stream(self.files[i]) as stream:
             for piece, begin, end, too_long, read in cutting.cut(stream, offset, splitter, self.batch_bytes):
                 n_rows = 1 if too_long else len(splitter.documents(piece))
@@ -167,35 +169,38 @@ class FileSource:
             yield batch
 
 
-def first_line(file: Path) -> bytes:
-    """The beginning of a file's content up to a line break after something else, and more; at most about
-    HEAD_BYTES."""
+def head_of(file: Path) -> bytes:
+    """The beginning of a file's content, of about HEAD_BYTES."""
     head, block = b"", b"-"
     with cutting.Stream(file) as stream:
-        while block and b"\n" not in head.lstrip() and len(head) < HEAD_BYTES:
+        while block and len(head) < HEAD_BYTES:
             block = stream.read(HEAD_BYTES)
             head += block
     return head
 
 
 def json_layout(file: Path) -> tuple[Splitter, int]:
-    """How rows follow each other in a .json file, and where they begin: as lines, where the first one is a value;
-    as the values of an array; as values of any form, such as objects over several lines."""
-    head = first_line(file)
+    """How rows follow each other in a .json file, and where they begin: as the values of an array; as lines, where
+    one is an object from its first character to its last (the first may be damaged); as values of any form, such as
+    objects over several lines."""
+    head = head_of(file)
     mark = len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0
     begin = len(head) - len(head[mark:].lstrip())
     if head[begin : begin + 1] == b"[":
         return Values(), begin + 1
-    line = head[begin:].partition(b"\n")[0]
+    objects = (line for line in head[mark:].split(b"\n") if line.startswith(b"{"))
+    return (LINES if any(is_one_value(line) for line in objects) else Values()), 0
+
+
+def is_one_value(line: bytes) -> bool:
     spans, end = Values().spans(line)
-    is_line = len(spans) == 1 and not line[end:].strip()
-    return (LINES if is_line else Values()), 0
+    return len(spans) == 1 and not line[end:].strip()
 
 
 def csv_header(file: Path, text_field: str) -> tuple[list[str], str, int]:
     """(the names of the columns, what is between them, where the records begin) of a CSV file. The delimiter is
     the one by which a column has the name text_field. Raises InputError where none is."""
-    head = first_line(file)
+    head = head_of(file)
     columns: dict[str, list[str]] = {}
     for delimiter in CSV_DELIMITERS:
         end = Records(delimiter.encode()).documents(head)[:1]
@@ -208,5 +213,5 @@ def csv_header(file: Path, text_field: str) -> tuple[list[str], str, int]:
             return columns[delimiter], delimiter, len(end[0])
     if not head.strip():
         return [text_field], ",", 0
-    names = ", ".join(printable(name) for name in columns.get(",", [])[:20])
-    raise InputError(f"{file}: no column {text_field!r}, only {names[:400]}; --text_field names it")
+    names = cutting.columns_in_words(columns.get(",", []))
+    raise InputError(f"{file}: no column {text_field!r}, only {names}; --text_field names it")

@@ -36,6 +36,7 @@ from tokenization.worker import Tokenized, add_statistics, in_another_process, i
 from tokens.format import write_meta
 from tokens.writer import ShardWriter
 
+MAX_SOURCES = 10_000  # of the statistics, which meta.json holds
 Say = Callable[[str], None]
 Submit = Callable[[Batch], Future]
 
@@ -85,10 +86,9 @@ def prepare(
         state = progress or Progress(identity)
         work = Preparation(out_dir, tokenizer, job, settings, state, say, resumed=progress is not None)
         work.read(source, submit, workers + 2, show_progress, stopping)
-        if not (again := not allow_empty and work.start_over()):
+        if allow_empty or not work.start_over():
             return work.finish(in_words, allow_empty)
-    assert again
-    return prepare(
+    return prepare(  # with the fraction that progress.json now holds
         source,
         tokenizer,
         out_dir,
@@ -151,7 +151,7 @@ class Preparation:
             }
             if not resumed:
                 tokenizer.save(out_dir)
-        if resumed:
+        if progress.rows:
             say(f"resuming after row {progress.rows:,}")
         self.started_at = time.monotonic()
         self.commit()
@@ -200,6 +200,11 @@ class Preparation:
                 for split, (ids, lengths, text_bytes) in result.splits.items():
                     self.writers[split].add(ids, text_bytes, lengths)
             add_statistics(progress.statistics, result.statistics)
+            if len(progress.statistics) > MAX_SOURCES:
+                raise InputError(
+                    f"the source field has more than {MAX_SOURCES:,} values, too many to keep statistics by: name "
+                    "another with --source_field, or none"
+                )
             fractions = (progress.least_fraction, result.least_fraction)
             progress.least_fraction = min((f for f in fractions if f is not None), default=None)
             self.times["parse_s"] += result.parse_s

@@ -106,7 +106,9 @@ class _Search:
         place = os.path.expanduser(source)
         if os.path.isdir(place):
             if not self._take(walk(Path(place), self.left_out)):
-                raise MissingFile(f"{Path(place)} holds no {KNOWN} file: {OTHER_TEXT}")
+                others = Counter(self.left_out.values())
+                what = f"; it holds {_counts(others)}" if others else ""
+                raise MissingFile(f"{Path(place)} holds no {KNOWN} file{what}: {OTHER_TEXT}")
         elif os.path.isfile(place):
             file = Path(place)
             if format_of(file, self.ext) is None:
@@ -203,7 +205,8 @@ def _matching(pattern: str, left_out: dict[str, str]) -> Iterator[Path]:
     if first is None:
         yield from map(Path, sorted(glob.glob(pattern)))
         return
-    for folder in sorted(glob.glob(os.path.join(*parts[:first]))) if first else ["."]:
+    root = os.path.join(".", *parts[:first])
+    for folder in [root] if os.path.isdir(root) else sorted(glob.glob(root)):
         if os.path.isdir(folder):
             for file in walk(Path(folder), left_out):
                 if _fits(file.relative_to(folder).parts, parts[first:]):

@@ -7,7 +7,6 @@ from typing import Any
 
 from base.errors import InputError, one_line, require
 from base.files import size_of
-from base.text import printable
 from tokenization import cutting
 from tokenization.batches import TableBatch
 
@@ -36,7 +35,9 @@ def batches(path: Path, fields: tuple[str, str | None], row: int, batch_bytes: i
                 if skip < table.num_rows:
                     table = table.slice(skip)
                     first = done - table.num_rows
-                    yield TableBatch(table.num_rows, read, {}, table, printable(str(path)), first, names)
+                    yield TableBatch(
+                        table.num_rows, read, {}, table, cutting.on_a_line(str(path)), first, names
+                    )
 
 
 def check_column(file: Any, path: Path, name: str) -> None:
@@ -44,7 +45,9 @@ def check_column(file: Any, path: Path, name: str) -> None:
     kind = _kind(file, path, name)
     if kind is None:
         leaves = sorted({file.schema.column(c).path for c in range(len(file.schema))})
-        raise InputError(f"{path}: no column {name!r}, only {', '.join(leaves)}; --text_field names it")
+        raise InputError(
+            f"{path}: no column {name!r}, only {cutting.columns_in_words(leaves)}; --text_field names it"
+        )
     import pyarrow as pa
 
     if pa.types.is_dictionary(kind):

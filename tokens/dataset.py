@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from base.errors import InputError, MissingFile
+from tokens.format import tokenizer_files
+from tokens.llmc import is_llmc
 from tokens.loader import Batch, BatchLoader, evaluation_batches
 from tokens.mixture import Mixture, parse_mixture
 from tokens.reader import open_tokens
@@ -17,7 +19,7 @@ def dataset_folder(dataset: str, data_root: Path) -> Path:
     data."""
     named = data_root / dataset
     folder = named if os.path.isdir(named) else Path(dataset)
-    if any(os.path.lexists(folder / file) for file in ("meta.json", "train.bin")):
+    if any(os.path.lexists(folder / file) for file in ("meta.json", "train.bin")) or is_llmc(folder):
         return folder
     if os.path.isfile(named / "prepare.py"):
         raise MissingFile(f"dataset {dataset!r} is not prepared: run python data/{dataset}/prepare.py")
@@ -27,23 +29,6 @@ def dataset_folder(dataset: str, data_root: Path) -> Path:
         )
     known = sorted(path.parent.name for path in data_root.glob("*/prepare.py"))
     raise MissingFile(f"dataset {dataset!r} is neither a folder nor one of data/: {', '.join(known)}")
-
-
-def tokenizer_files(folder: Path) -> list[Path]:
-    """What a run copies beside its checkpoints, so that they can be sampled from alone."""
-    names = (
-        "tokenizer*",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "vocab.json",
-        "merges.txt",
-        "tekken.json",
-        "chat_template*",
-        "additional_chat_templates/*.jinja",
-        "*.tiktoken",
-        "generation_config.json",  # of a run that began with a model which had one
-    )
-    return [file for name in names for file in sorted(folder.glob(name)) if file.is_file()]
 
 
 def copy_tokenizer(folder: Path, to: Path) -> None:

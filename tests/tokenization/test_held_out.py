@@ -129,6 +129,8 @@ def test_separator_and_split_documents_exclude_each_other(tmp_path):
     (tmp_path / "a.txt").write_text("a")
     with pytest.raises(InputError, match="pass one of them"):
         source_of(tmp_path / "a.txt", split_documents=100)
+    with pytest.raises(InputError, match="--separator is longer than 1024 bytes"):
+        source_of(tmp_path / "a.txt", separator="ж" * 513)
 
 
 def test_paragraphs():

@@ -51,8 +51,11 @@ def test_bad_rows_of_an_array_are_named(write):
     assert problems["a.json:6"].startswith("invalid JSON (")
     assert problems["a.json:7"] == "invalid UTF-8 at byte 10 of the value"
     # A damaged line of lines costs that line alone
-    source = source_of(write("b.json", b'{"text": "good"}\n{"text": "open\n{"text": "too"}\n'))
-    assert [row.text for row in rows_of(source) if not row.problem] == ["good", "too"]
+    lines = [b'{"text": "good"}', b'{"text": "open', b'{"text": "too"}']
+    for order in ([0, 1, 2], [1, 0, 2], [1, 1, 0, 2]):
+        source = source_of(write("b.json", b"\n".join(lines[i] for i in order)))
+        assert [row.text for row in rows_of(source) if not row.problem] == ["good", "too"]
+        assert len(problems_of(source)) == order.count(1)
 
 
 def test_an_array_that_does_not_end_is_damaged(write):
@@ -101,6 +104,9 @@ def test_bad_records_of_csv_are_named(write):
     assert problems["a.csv:5"] == "invalid UTF-8 at byte 2 of the record"
     with pytest.raises(InputError, match=r"no column 'text', only a, b; --text_field names it"):
         rows_of(source_of(write("b.csv", b"a,b\n1,2\n")))
+    with pytest.raises(InputError, match=r"no column 'text', only a\\nb, \\x1b\[2J, x{60}, ") as caught:
+        rows_of(source_of(write("d.csv", b'"a\nb",\x1b[2J,' + b"x" * 999 + b",y" * 999 + b"\n")))
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 700
     with pytest.raises(InputError, match="two columns are named 'text'"):
         rows_of(source_of(write("c.csv", b"text,text\n1,2\n")))
 

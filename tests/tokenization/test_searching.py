@@ -112,16 +112,17 @@ def test_linked_folders_are_read_and_loops_noticed(put, tmp_path):
 
 
 def test_patterns(put, monkeypatch):
-    root = put("a.txt", "b/c.txt", "b/d/e.txt", "b/d/f.md", "b/g.png", "[x].txt")
+    root = put("a.txt", "b/c.txt", "b/d/e.txt", "b/d/f.md", "b/g.png", "[x].txt", "[y]/z.txt")
     for pattern, expected in {
         "*.txt": ["[x].txt", "a.txt"],
-        "**/*.txt": ["[x].txt", "a.txt", "b/c.txt", "b/d/e.txt"],
+        "**/*.txt": ["[x].txt", "[y]/z.txt", "a.txt", "b/c.txt", "b/d/e.txt"],
         "b/**/e.txt": ["b/d/e.txt"],
         "**/d/**": ["b/d/e.txt", "b/d/f.md"],
         "**/d/?.md": ["b/d/f.md"],
+        "[y]/**/*.txt": ["[y]/z.txt"],  # a folder of that name comes before a pattern
         "[x].txt": ["[x].txt"],  # a file of that name comes before a pattern
         "b*": ["b/c.txt", "b/d/e.txt", "b/d/f.md"],  # as the shell would have named it
-        "*/*": ["b/c.txt", "b/d/e.txt", "b/d/f.md"],
+        "*/*": ["[y]/z.txt", "b/c.txt", "b/d/e.txt", "b/d/f.md"],
     }.items():
         assert names_of(find_files([f"{root}/{pattern}"]), root) == expected, pattern
     assert find_files([f"{root}/*/*"]).left_out == Counter({".png": 1})
@@ -143,7 +144,11 @@ def test_a_folder_that_cannot_be_searched_is_named(put, monkeypatch):
 
 
 def test_nothing_but_what_is_left_out(put):
-    root = put("README.md", content=b"---\n---\n")
+    root = put("cards/README.md", content=b"---\n---\n") / "cards"
+    with pytest.raises(
+        MissingFile, match=r"in/tex holds no \.jsonl.* file; it holds 2 \.tex, 1 \.png: --ext=SUFFIX"
+    ):
+        find_files([put("tex/a.tex", "tex/b.tex", "tex/c.png") / "tex"])
     with pytest.raises(MissingFile, match="hold nothing to read but 1 dataset card"):
         find_files([root])
 
