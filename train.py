@@ -11,7 +11,6 @@ again resumes from the newest. Exit codes: 0 done, 2 wrong input, 75 stopped by 
 anything else."""
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ import torch
 from base import cli
 from base.errors import EXIT_STOPPED, input_errors
 from base.fields import knob
+from base.text import log_to_terminal
 from hardware.device import keep_freed_memory, select_device
 from inference.ends import save_generation_config
 from inference.hf.vocabularies import start_from_hf
@@ -50,7 +50,7 @@ class PrintOptions:
 
 def main(argv: Sequence[str], schedule: Schedule = learning_rate_at, keep_memory: bool = True) -> int:
     """`schedule` gives the learning rate of a step; `keep_memory` is the allocator's setting of keep_freed_memory."""
-    logging.basicConfig(format="%(message)s")
+    log_to_terminal()
     if cli.wants_help(argv):
         print(cli.help_text(__doc__, PrintOptions, ModelArchitectureConfig, TrainConfig))
         return 0

@@ -110,6 +110,15 @@ def compile_problem(device: torch.device) -> str | None:
     )
 
 
+def memory_bytes(device: torch.device) -> int | None:
+    """What there is in all, in use or not: of the GPU, or of this machine for a CPU; None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
 def memory_gb(device: torch.device) -> float:
     """Peak of the device's memory, in GB (1e9 bytes); on CPU of the process's resident set."""
     if device.type == "cuda":

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from base.provenance import git_state, versions
 from hardware.device import memory_gb
 from reporting import instruments
@@ -23,6 +25,8 @@ from reporting.run_log import RunLog
 from training.evaluate import bits_per_byte
 from training.run import Run, derived_figures
 from training.step import StepResult
+
+BUSY = 4.0  # times its own processor time: a step that waits so long for a CPU is worth a word
 
 
 class Journal:
@@ -55,6 +59,7 @@ class Journal:
         show = Dashboard if config.dashboard and sys.stderr.isatty() else Progress
         self.progress = show(run.start_step, config.max_iters, world.rank)
         self._graphs: int | None = None
+        self._busy = False  # whether that was said
 
     def say(self, line: str) -> None:
         """To the terminal alone."""
@@ -109,6 +114,7 @@ class Journal:
                 "note: something was compiled again since the last line; TORCH_LOGS=recompiles says what"
             )
         self._graphs = graphs
+        self._note_if_busy()
         dt_ms, energy_j = run.timer.lap_ms(), run.energy()
         tokens_per_s = run.tokens_per_step / dt_ms * 1e3
         flops_per_s = (
@@ -132,6 +138,18 @@ class Journal:
         self.run_log.write("train", step=state.step, **m)
         self.progress.train(state.step, m)
         self.backends.write("train", state.step, **m)
+
+    def _note_if_busy(self) -> None:
+        """Says once that steps wait for a CPU, which on few cores with as many threads makes them ten times as long:
+        all wait for the thread that does not run."""
+        waited, threads = self.run.timer.waited(), torch.get_num_threads()
+        if self.run.device.type != "cpu" or self._busy or waited < BUSY:
+            return
+        self._busy = True
+        fewer = (
+            f"; with fewer than {threads} threads, OMP_NUM_THREADS=1, it may be faster" if threads > 1 else ""
+        )
+        self.say(f"note: a step takes {waited:.0f} times its own processor time: the machine is busy{fewer}")
 
     def end(self, reason: str) -> None:
         state, wall_s = self.run.state, self.run.timer.trained_s

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from base.text import duration
+from base.text import duration, printable
 
 
 class Progress:
@@ -21,6 +21,7 @@ class Progress:
     def say(self, line: str) -> None:
         if self.rank != 0:
             return
+        line = printable(line)
         if self.bar is not None:
             self.bar.write(line)
         else:

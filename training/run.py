@@ -21,7 +21,7 @@ import torch
 from base.errors import InputError, writing
 from base.files import writable_folder
 from base.locks import FolderLock, check_free
-from hardware.device import compile_problem, select_device, select_dtype, wait_for
+from hardware.device import compile_problem, memory_bytes, select_device, select_dtype, wait_for
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from tokens.dataset import Dataset, copy_tokenizer, tokenizer_files
@@ -219,6 +219,31 @@ def model_on_meta(model_config: ModelArchitectureConfig) -> ConfigurableGPT:
         raise InputError(f"a model of this size is not possible: {str(error).splitlines()[0]}") from error
 
 
+def check_memory(model: ConfigurableGPT, config: TrainConfig, world: World, device: torch.device) -> None:
+    """Raises InputError for what no allocation could hold: weights, or ids of a micro-batch, beyond all the memory
+    there is. What fits by this may still not train: plan.py tells."""
+    there = memory_bytes(device)
+    if there is None:
+        return
+    there //= world.local_size if device.type == "cpu" else 1
+    if config.tokens_per_step(model.config.block_size) >= 2**63:
+        raise InputError(
+            "the tokens of a step are beyond 64 bits: lower batch_size or gradient_accumulation_steps"
+        )
+    shards = (config.hybrid_shard_size or world.size) if config.use_fsdp else 1
+    tensors = [*model.parameters(), *model.buffers()]
+    weights = sum(t.numel() * t.element_size() for t in tensors) // shards
+    ids = 8 * config.batch_size * model.config.block_size
+    for what, n_bytes, then in (
+        ("the weights", weights, "a smaller model, or --use_fsdp over more processes"),
+        (f"the ids of batch_size={config.batch_size}", ids, "lower batch_size"),
+    ):
+        if n_bytes > there:
+            raise InputError(
+                f"{what} alone need {n_bytes / 1e9:,.0f} GB on each process, which has {there / 1e9:,.0f} GB: {then}"
+            )
+
+
 def derived_figures(model_config: ModelArchitectureConfig, config: TrainConfig) -> dict[str, int]:
     """What follows from a configuration. Raises InputError for a model beyond 64 bits."""
     model = model_on_meta(model_config)
@@ -245,7 +270,7 @@ def build_run(
     whatever is wrong with the input."""
     device = device or select_device(config.device, world.local_rank, world.local_size)
     dtype = select_dtype(config.dtype, device)
-    model_on_meta(model_config)  # a model that is not possible is said before data is read
+    check_memory(model_on_meta(model_config), config, world, device)  # said before data is read
     check_fp8(config, model_config, device)
     strategy = build_strategy(config, world, device, dtype)
     out_dir = writable_folder(config.out_dir)

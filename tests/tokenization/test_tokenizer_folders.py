@@ -21,7 +21,7 @@ from base.errors import InputError, MissingPackage
 from tokenization import other_classes
 from tokenization.named import TOKENIZERS, config_bytes
 from tokenization.tokenizers import find_tokenizer, has_tokenizer, load_tokenizer
-from tokens.dataset import tokenizer_files
+from tokens.format import tokenizer_files
 
 RAW, GPT2, QWEN, LLAMA = "PreTrainedTokenizerFast", "GPT2Tokenizer", "Qwen2Tokenizer", "LlamaTokenizer"
 BYTES = json.loads(byte_level().to_str())

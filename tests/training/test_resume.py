@@ -14,7 +14,7 @@ from conftest import TINY_FLAGS, read_events, record_tokenizer, write_dataset
 from run_folders import exit_code, losses, read_complete, signal_after, weights
 
 from inference.models import find_model
-from tokens.dataset import tokenizer_files
+from tokens.format import tokenizer_files
 from training import checkpoint, keeping, saving
 from training import run as training_run
 from training.config import TrainConfig
