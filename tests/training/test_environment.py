@@ -10,7 +10,7 @@ from conftest import TINY_FLAGS
 
 from training.config import load_config
 from training.meters import StepTimer
-from training.run import check_memory, model_on_meta
+from training.sizes import check_memory, model_on_meta
 from training.world import World, rendezvous
 
 TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
