@@ -32,7 +32,7 @@ TINY = (
 
 
 @pytest.mark.parametrize("command", [
-    f"train_step.py --vs=hf,nanogpt_shape --rounds=1 --setting=started {TINY} --modes=bf16\x00eager,fp32\x00eager",
+    f"train_step.py --vs=hf,nanogpt_shape --rounds=1 --setting=started {TINY} --modes=bf16\x00eager",
     "loss_memory.py --vocab_size=300 --tokens=40 --rounds=1",
     "attention.py --device=cpu --shapes=1x4:2x32x16 --rounds=1",
     "mfu.py --device=cpu --configs=quickstart --block_sizes=16 --tokens=32 --steps=3 --compile=False",
