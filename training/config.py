@@ -6,6 +6,7 @@ A config file is plain Python whose public names are fields of ModelArchitecture
 key is known, every value typed, everything that is wrong is an InputError of one line."""
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -200,6 +201,25 @@ class TrainConfig:
 
     def tokens_per_step(self, block_size: int) -> int:
         return self.batch_size * self.gradient_accumulation_steps * block_size
+
+    def check_sizes(self, block_size: int) -> None:
+        """Raises InputError for a step that no machine takes: before data is read for it."""
+        for name, size in (
+            ("batch_size * block_size", self.batch_size * block_size),
+            (
+                "batch_size * block_size * gradient_accumulation_steps, the tokens of a step,",
+                self.tokens_per_step(block_size),
+            ),
+        ):
+            if size >= 2**63:
+                raise InputError(f"{name} is beyond 64 bits: lower one of them")
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if (needed := 16 * self.batch_size * block_size) > memory:  # ids and targets, int64
+            raise InputError(
+                f"batch_size={self.batch_size} of block_size={block_size} is {needed / 1e9:,.0f} GB of token ids "
+                f"alone, and the machine has {memory / 1e9:,.0f} GB: lower batch_size, raise "
+                "gradient_accumulation_steps"
+            )
 
     def notes(self) -> list[str]:
         """Fields that were set and have no effect, and those whose effect together is seldom meant."""

@@ -242,6 +242,7 @@ def build_run(
     device = device or select_device(config.device, world.local_rank, world.local_size)
     dtype = select_dtype(config.dtype, device)
     model_on_meta(model_config)  # a model that is not possible is said before data is read
+    config.check_sizes(model_config.block_size)
     check_fp8(config, model_config, device)
     strategy = build_strategy(config, world, device, dtype)
     out_dir = writable_folder(config.out_dir)
