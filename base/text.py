@@ -1,5 +1,6 @@
 """Numbers and tables for people, and what of a text a terminal may see."""
 
+import logging
 import reprlib
 import unicodedata
 from collections.abc import Sequence
@@ -40,6 +41,7 @@ def table(
         for row in rows
     ]
     if markdown:
+        cells = [[in_markdown(c) for c in row] for row in cells]
         rules = ["-" * (w - 1) + ("-" if flush else ":") for w, flush in zip(widths, left, strict=True)]
         return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rules, *cells[1:]])
     lines = [cells[0], *([["-" * w for w in widths]] if rule else []), *cells[1:]]
@@ -61,15 +63,39 @@ def brief(value: object, limit: int = 40) -> str:
     return repr(text[:limit])
 
 
+def in_markdown(text: str) -> str:
+    """The text as it may stand in a cell or a line of Markdown: without what ends a cell or begins HTML."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+# Marks that turn the direction of what follows, so that it reads as something else, and two more line breaks
+MISLEADING = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2028\u2029\u2066\u2067\u2068\u2069")
+
+
 def printable(text: str) -> str:
-    """The text with control characters, which could move a terminal's cursor or change its colours, and
-    surrogates, which no encoding takes, as escapes; line breaks and tabs stay."""
+    """The text with control characters, which could move a terminal's cursor or change its colours, marks that turn
+    its direction, and surrogates, which no encoding takes, as escapes; line breaks and tabs stay."""
     return "".join(
         c
-        if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")
+        if c in "\n\t" or not (c in MISLEADING or unicodedata.category(c) in ("Cc", "Cs"))
         else c.encode("unicode_escape").decode()
         for c in text
     )
+
+
+class PlainFormatter(logging.Formatter):
+    """Of log lines, which hold names of files and words of others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def log_to_terminal() -> None:
+    """Warnings as plain lines on stderr, unless logging is set up already."""
+    if not logging.root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(PlainFormatter("%(message)s"))
+        logging.root.addHandler(handler)
 
 
 def check_utf8(**texts: str) -> None:

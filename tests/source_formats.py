@@ -1,8 +1,11 @@
 """The same rows in every format that a source reads."""
 
+import bz2
+import csv
 import gzip
 import io
 import json
+import lzma
 
 from backports import zstd
 
@@ -47,6 +50,18 @@ def separated(texts, separator=SEPARATOR):
     return "".join(text + separator for text in texts).encode()
 
 
+def csv_of(rows, delimiter=","):
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, delimiter=delimiter)
+    writer.writerow(["n", "text", "meta.set"])
+    writer.writerows([i, row["text"], row["meta"]["set"]] for i, row in enumerate(rows))
+    return out.getvalue().encode()
+
+
+def pretty(rows):
+    return "\n".join(json.dumps(row, ensure_ascii=False, indent=2) for row in rows).encode()
+
+
 FORMATS = {
     "a.jsonl": lambda: jsonl(ROWS),
     "a.jsonl.zst": lambda: zstd.compress(jsonl(ROWS)),
@@ -58,6 +73,18 @@ FORMATS = {
     "a.txt": lambda: separated(TEXTS),
     "a.txt.zst": lambda: zstd_frames(separated(TEXTS), 3),
     "a.md.gz": lambda: gzip.compress(separated(TEXTS)),
+    "A.JSONL.GZ": lambda: gzip.compress(jsonl(ROWS)),
+    "a.jsonl.bz2": lambda: bz2.compress(jsonl(ROWS)),
+    "a.ndjson.xz": lambda: lzma.compress(jsonl(ROWS)),
+    "lines.json": lambda: jsonl(ROWS),
+    "array.json": lambda: json.dumps(ROWS).encode(),
+    "pretty_array.json.gz": lambda: gzip.compress(b"\xef\xbb\xbf \n" + json.dumps(ROWS, indent=1).encode()),
+    "pretty.json": lambda: pretty(ROWS),
+    "a.csv": lambda: csv_of(ROWS),
+    "semicolons.csv.zst": lambda: zstd.compress(b"\xef\xbb\xbf" + csv_of(ROWS, ";")),
+    "utf16.jsonl": lambda: jsonl(ROWS).decode().encode("utf-16"),
+    "utf16be.json.zst": lambda: zstd.compress(b"\xfe\xff" + json.dumps(ROWS).encode("utf-16-be")),
+    "utf32.txt": lambda: separated(TEXTS).decode().encode("utf-32"),
 }
 
 

@@ -1,14 +1,18 @@
 """Rows that are tokenized together: what the reader cuts and a worker parses, in each format. A batch travels
 from one process to the other; parsing is the worker's share of the work."""
 
+import csv
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from base.errors import InputError, one_line, require
 from tokenization import cutting
+from tokenization.splitting import LINES, Splitter
 
-TOO_LONG = "longer than 64 MiB; text files are cut into documents with --separator"
+TOO_LONG = "longer than 64 MiB; text files are cut into documents with --split_documents or --separator"
+SOURCE_CHARACTERS = 200
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -88,7 +92,12 @@ def _row_of(where: str, text: object, source: object, text_field: str) -> Row:
     if not isinstance(text, str):
         kind = "missing" if text is None else f"{type(text).__name__}, not text"
         return Row(where, problem=f"field {text_field!r} is {kind}")
-    return Row(where, text, source if isinstance(source, str) else "")
+    return Row(where, text, source_name(source))
+
+
+def source_name(value: object) -> str:
+    """Of a row, for the statistics: the beginning of what its field holds, if that is text."""
+    return value[:SOURCE_CHARACTERS] if isinstance(value, str) else ""
 
 
 def _decoded(where: str, content: bytes, of: str) -> Row:
@@ -99,8 +108,8 @@ def _decoded(where: str, content: bytes, of: str) -> Row:
 
 
 @dataclass
-class LineBatch:
-    """Lines of a JSON Lines file, as they are."""
+class CutBatch:
+    """A piece of a file that ends where a document does, and how its documents are found."""
 
     n_rows: int
     read_bytes: int
@@ -108,7 +117,7 @@ class LineBatch:
     content: bytes
     file: str
     first_row: int
-    fields: tuple[str, str | None]
+    splitter: Splitter
     at_start: bool
     problem: str | None = None
 
@@ -116,29 +125,82 @@ class LineBatch:
         if self.problem:
             yield Row(f"{self.file}:{self.first_row + 1}", problem=self.problem)
             return
-        loads = require("orjson", "reading .jsonl").loads
-        content = self.content.removeprefix(BYTE_ORDER_MARK) if self.at_start else self.content
-        for number, line in enumerate(content.split(b"\n"), self.first_row + 1):
-            if line and not line.isspace():
-                yield self._row(f"{self.file}:{number}", line, loads)
+        pieces = self.splitter.documents(self.content)
+        if self.at_start and pieces:
+            pieces[0] = pieces[0].removeprefix(BYTE_ORDER_MARK)
+        for number, piece in enumerate(pieces, self.first_row + 1):
+            where = f"{self.file}:{number}"
+            if len(piece) > cutting.MAX_DOCUMENT_BYTES:
+                yield Row(where, problem=TOO_LONG)
+            elif (row := self.row(where, piece)) is not None:
+                yield row
 
-    def _row(self, where: str, line: bytes, loads: Callable[[bytes], object]) -> Row:
-        if len(line) > cutting.MAX_DOCUMENT_BYTES:
-            return Row(where, problem=TOO_LONG)
+    def row(self, where: str, piece: bytes) -> Row | None:
+        """What a document's bytes are; None for an empty line."""
+        raise NotImplementedError
+
+
+@dataclass
+class TextBatch(CutBatch):
+    """A text file, or a piece of one."""
+
+    def row(self, where: str, piece: bytes) -> Row:
+        return _decoded(where, piece, "document")
+
+
+@dataclass(kw_only=True)
+class JsonBatch(CutBatch):
+    """Rows of JSON, as they are: lines, or values of an array."""
+
+    fields: tuple[str, str | None]
+
+    def row(self, where: str, piece: bytes) -> Row | None:
+        if not piece or piece.isspace():
+            return None
         try:
-            record = loads(line)
+            record = _json_loads()(piece)
         except ValueError as error:
-            return Row(where, problem=_json_problem(line, error))
+            return Row(where, problem=_json_problem(piece, error, self.splitter == LINES))
         text_field, source_field = self.fields
         source = _lookup(record, source_field) if source_field else None
         return _row_of(where, _lookup(record, text_field), source, text_field)
 
 
-def _json_problem(line: bytes, error: ValueError) -> str:
+@dataclass(kw_only=True)
+class CsvBatch(CutBatch):
+    """Records of CSV. `header` are the names of its columns."""
+
+    header: list[str]
+    delimiter: str
+    fields: tuple[str, str | None]
+
+    def row(self, where: str, piece: bytes) -> Row | None:
+        if not piece or piece.isspace():
+            return None
+        csv.field_size_limit(cutting.MAX_DOCUMENT_BYTES)
+        try:
+            (values,) = csv.reader([piece.decode()], delimiter=self.delimiter, strict=True)
+        except UnicodeDecodeError as error:
+            return Row(where, problem=f"invalid UTF-8 at byte {error.start} of the record")
+        except (csv.Error, ValueError) as error:
+            return Row(where, problem=f"invalid CSV ({one_line(error)})")
+        if len(values) != len(self.header):
+            return Row(where, problem=f"{len(values)} fields, where the header has {len(self.header)}")
+        record = dict(zip(self.header, values, strict=True))
+        text_field, source_field = self.fields
+        return _row_of(where, record[text_field], record.get(source_field), text_field)
+
+
+@functools.cache
+def _json_loads() -> Callable[[bytes], object]:
+    return require("orjson", "reading JSON").loads
+
+
+def _json_problem(piece: bytes, error: ValueError, is_line: bool) -> str:
     try:
-        line.decode()
+        piece.decode()
     except UnicodeDecodeError as e:
-        return f"invalid UTF-8 at byte {e.start} of the line"
+        return f"invalid UTF-8 at byte {e.start} of the {'line' if is_line else 'value'}"
     return f"invalid JSON ({error})"
 
 
@@ -150,33 +212,6 @@ def _lookup(record: object, dotted: str) -> object:
     for key in dotted.split("."):
         record = record.get(key) if isinstance(record, dict) else None
     return record
-
-
-@dataclass
-class TextBatch:
-    """A text file, or a piece of one that ends after a separator."""
-
-    n_rows: int
-    read_bytes: int
-    next_position: dict[str, Any]
-    content: bytes
-    file: str
-    first_row: int
-    separator: bytes | None
-    at_start: bool
-    problem: str | None = None
-
-    def rows(self) -> Iterator[Row]:
-        if self.problem:
-            yield Row(f"{self.file}:{self.first_row + 1}", problem=self.problem)
-            return
-        content = self.content.removeprefix(BYTE_ORDER_MARK) if self.at_start else self.content
-        for number, piece in enumerate(cutting.documents(content, self.separator), self.first_row + 1):
-            where = f"{self.file}:{number}"
-            if len(piece) > cutting.MAX_DOCUMENT_BYTES:
-                yield Row(where, problem=TOO_LONG)
-            else:
-                yield _decoded(where, piece, "document")
 
 
 @dataclass
@@ -197,7 +232,7 @@ class TableBatch:
             where, text, source = f"{self.file}:{number}", values[0], values[1] if len(values) > 1 else None
             if isinstance(text, bytes):
                 row = _decoded(where, text, "text")
-                row.source = source if isinstance(source, str) else ""
+                row.source = source_name(source)
                 yield row
             else:
                 yield _row_of(where, text, source, self.names[0])

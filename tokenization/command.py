@@ -13,17 +13,23 @@ from typing import Any
 
 from base import cli
 from base.errors import EXIT_INPUT, EXIT_STOPPED, InputError
-from base.fields import knob, with_defaults
+from base.fields import SET, knob, notes, with_defaults
 from base.text import printable
 from tokenization.batches import Source
-from tokenization.file_source import FileSource, find_files
+from tokenization.byte_bpe import parse_special_tokens, train_tokenizer
+from tokenization.cutting import on_a_line
+from tokenization.file_source import FileSource, parse_split_documents
 from tokenization.hub_source import HubSource
 from tokenization.job import Job, Settings
 from tokenization.merging import merge, parse_task, task_files, task_folder
 from tokenization.pipeline import prepare
+from tokenization.searching import KNOWN, Found, find_files, format_of, parse_ext
+from tokenization.tokenizer_files import TokenizerFiles
 from tokenization.tokenizers import find_tokenizer
 from tokens.format import read_meta
 from tokens.verify import verify
+
+FEW_VAL_TOKENS = 12 * 1024  # of a validation split: 12 windows of 1,024, what eval_iters=1 means
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,22 @@ class Texts:
         [], "files, folders or patterns; none: the dataset of the hub, if there is one", takes_words=True
     )
     tokenizer: str | None = knob(None, "gpt2, llama2, llama3, qwen3, a folder or a hub id")
+    train_tokenizer: int | None = knob(
+        None, "trains a byte-level BPE of so many tokens on the text instead", bounds="[257, 2^24]"
+    )
+    special_tokens: list[str] = knob(
+        [], "of a tokenizer that is trained, with commas; none: <|endoftext|>", needs={"train_tokenizer": SET}
+    )
     out_dir: str = knob("", "the folder of the dataset")
     text_field: str = knob("text", "the column or key with the text, with dots where nested")
     source_field: str | None = knob(None, "the one by which statistics are kept, where it is there")
     separator: str | None = knob(
         None, "cuts text files into documents, such as '\\n\\n'; none: a file is one"
     )
+    split_documents: str | None = knob(
+        None, "cuts text files into documents of about so many bytes, or into paragraphs; none: a file is one"
+    )
+    ext: list[str] = knob([], "more suffixes of text, such as .tex,.c")
     download: bool = knob(False, "download the dataset of the hub first instead of streaming it")
     revision: str | None = knob(None, "of the dataset of the hub")
 
@@ -76,10 +92,10 @@ def run(
     `source_field` are its defaults, `repo`, `config` and `expected_tokens` its Hub. Returns the exit code."""
     hub = Hub(repo, config, expected_tokens) if repo else None
     kind = with_defaults(PrepareConfig, tokenizer=tokenizer, out_dir=str(folder), source_field=source_field)
-    return cli.run(argv, doc, kind, lambda c: work(c, hub))
+    return cli.run(argv, doc, kind, lambda c: work(c, hub, tokenizer))
 
 
-def work(c: PrepareConfig, hub: Hub | None) -> int:
+def work(c: PrepareConfig, hub: Hub | None, default_tokenizer: str | None) -> int:
     if not c.out_dir.strip():
         raise InputError("--out_dir= is empty: name a folder")
     out_dir = Path(os.path.expanduser(c.out_dir))
@@ -87,13 +103,17 @@ def work(c: PrepareConfig, hub: Hub | None) -> int:
         return verify_folder(out_dir)
     if c.merge:
         return report(out_dir, merge(out_dir))
+    for note in notes(c):
+        print(note, file=sys.stderr)
     task = parse_task(c.task) if c.task is not None else None
+    check_tokenizer(c, default_tokenizer)
     if task is not None:
         out_dir = task_folder(out_dir, *task)
     stopping = stopped_by_signals()
     try:
-        found = find_tokenizer(_asked_tokenizer(c))
-        source, in_words = open_source(c, hub, task)
+        found = find_tokenizer(c.tokenizer) if c.train_tokenizer is None else None
+        source, in_words, files = open_source(c, hub, task)
+        found = found or trained_tokenizer(source, c)
         meta = prepare(
             source,
             found,
@@ -108,7 +128,7 @@ def work(c: PrepareConfig, hub: Hub | None) -> int:
     except KeyboardInterrupt:
         print(f"stopped; the same command resumes {out_dir}", file=sys.stderr)
         return EXIT_STOPPED
-    return report(out_dir, meta)
+    return report(out_dir, meta, files)
 
 
 def stopped_by_signals() -> Callable[[], bool]:
@@ -124,28 +144,59 @@ def stopped_by_signals() -> Callable[[], bool]:
     return lambda: bool(signals)
 
 
-def _asked_tokenizer(c: PrepareConfig) -> str:
-    if c.tokenizer is None or not c.tokenizer.strip():
+def check_tokenizer(c: PrepareConfig, default: str | None) -> None:
+    """Raises InputError where the flags name no tokenizer, or two."""
+    if c.train_tokenizer is None and (c.tokenizer is None or not c.tokenizer.strip()):
         raise InputError(
-            "which tokenizer? pass --tokenizer=qwen3, llama3, llama2, gpt2, a folder or a hub id"
+            "which tokenizer? pass --tokenizer=qwen3, llama3, llama2, gpt2, a folder or a hub id, or train one with "
+            "--train_tokenizer=8192"
         )
-    return c.tokenizer
+    if c.train_tokenizer is None:
+        return
+    if c.tokenizer != default:
+        raise InputError("--tokenizer and --train_tokenizer exclude each other: pass one of them")
+    if c.task is not None:
+        raise InputError(
+            "--task sees its own share of the files alone: train the tokenizer on some of them first, and pass its "
+            "folder with --tokenizer"
+        )
+    parse_special_tokens(c.special_tokens, c.train_tokenizer)
 
 
-def open_source(c: PrepareConfig, hub: Hub | None, task: tuple[int, int] | None) -> tuple[Source, str]:
-    """The source that the flags name, and what it is in words."""
+def trained_tokenizer(source: Source, c: PrepareConfig) -> TokenizerFiles:
+    """A tokenizer of the source's own; says what it was trained on, and where the text gives fewer tokens."""
+    size = c.train_tokenizer
+    print(f"training a tokenizer of {size:,} tokens", file=sys.stderr)
+    found = train_tokenizer(source, size, parse_special_tokens(c.special_tokens, size), c)
+    if found.length < size:
+        print(
+            f"the text gives no more than {found.length:,} tokens of {size:,}: the other rows stay unused",
+            file=sys.stderr,
+        )
+    return found
+
+
+def open_source(
+    c: PrepareConfig, hub: Hub | None, task: tuple[int, int] | None
+) -> tuple[Source, str, Found | None]:
+    """The source that the flags name, what it is in words, and its files where it has some."""
     if c.source:
-        files = find_files(c.source)
+        ext = parse_ext(c.ext)
+        found = find_files(c.source, ext)
         if task is not None:
-            files = task_files(files, *task)
+            found.files = task_files(found.files, *task)
         # As typed on a command line, \\n and \\t mean what they mean in Python
         separator = c.separator.replace("\\n", "\n").replace("\\t", "\t") if c.separator else None
-        source = FileSource(files, c.text_field, c.source_field, separator)
-        return source, printable(f"{len(files)} files of {', '.join(c.source)}")
-    if hub is None:
-        raise InputError(
-            "which text? pass --source=FOLDER, files or a pattern (.jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt)"
+        cut = parse_split_documents(c.split_documents) if c.split_documents is not None else None
+        source = FileSource(
+            found.files, c.text_field, c.source_field, separator, split_documents=cut, ext=ext
         )
+        cuts = "--separator" if separator else "--split_documents" if cut else None
+        if cuts and not any(format_of(file, ext) == "text" for file in found.files):
+            print(f"{cuts} has no effect without text files", file=sys.stderr)
+        return source, printable(f"{len(found.files)} files of {', '.join(c.source)}"), found
+    if hub is None:
+        raise InputError(f"which text? pass --source=FOLDER, files or a pattern ({KNOWN})")
     if task is not None:
         raise InputError("--task shares out local files: download the dataset and pass --source=FILES")
     source = HubSource(
@@ -157,7 +208,7 @@ def open_source(c: PrepareConfig, hub: Hub | None, task: tuple[int, int] | None)
         download=c.download,
         expected_tokens=hub.expected_tokens,
     )
-    return source, f"{hub.repo} of the Hugging Face hub"
+    return source, f"{hub.repo} of the Hugging Face hub", None
 
 
 def verify_folder(folder: Path) -> int:
@@ -171,24 +222,34 @@ def verify_folder(folder: Path) -> int:
         print(f"{folder}: {count}: restore the files or prepare it again", file=sys.stderr)
         return EXIT_INPUT
     sums = ", ".join(
-        f"{s} {e['tokens']:,} tokens in {len(e['shards'])} shards" for s, e in meta["splits"].items()
+        f"{on_a_line(s)} {e['tokens']:,} tokens in {len(e['shards'])} shards"
+        for s, e in meta["splits"].items()
     )
     print(f"{folder} is as it was written: {sums}")
     return 0
 
 
-def report(folder: Path, meta: dict[str, Any]) -> int:
-    """Prints what a dataset holds. Returns the exit code."""
+def report(folder: Path, meta: dict[str, Any], files: Found | None = None) -> int:
+    """Prints what a dataset holds, and of which files. Returns the exit code."""
     for split, entry in meta["splits"].items():
         print(
-            f"{split}: {entry['documents']:,} documents, {entry['tokens']:,} tokens, "
+            f"{on_a_line(split)}: {entry['documents']:,} documents, {entry['tokens']:,} tokens, "
             f"{entry['text_bytes']:,} bytes of text, {_ratio(entry)}, {len(entry['shards'])} shards"
+        )
+    if meta["preparation"].get("val_fraction") is not None:
+        print("  val is the least that can be held out: --val_fraction alone would have held out nothing")
+    if 0 < (tokens := meta["splits"].get("val", {"tokens": 0})["tokens"]) < FEW_VAL_TOKENS:
+        print(
+            f"  val has {tokens:,} tokens: an evaluation needs more than block_size of them, and says little with "
+            "few: hold out more with --val_fraction"
         )
     for source, s in sorted(meta["preparation"]["statistics"].items()):
         print(
-            f"  {source or 'all'}: {s['documents']:,} documents, {s['tokens']:,} tokens, {_ratio(s)}, "
+            f"  {on_a_line(source) or 'all'}: {s['documents']:,} documents, {s['tokens']:,} tokens, {_ratio(s)}, "
             f"longest {s['longest_document_bytes']:,} bytes"
         )
+    if files is not None:
+        print(f"  {files.in_words()}")
     if meta["preparation"]["bad_rows"]:
         print(f"  {meta['preparation']['bad_rows']:,} bad rows were left out")
     print(f"{folder} is ready")

@@ -1,6 +1,7 @@
 """What becomes of each document, whatever the pipeline: which split it goes to, and how it ends."""
 
 import hashlib
+import math
 
 import numpy as np
 
@@ -8,11 +9,20 @@ SPLITS = ("train", "val")
 SPLIT_KEY = b"nanofoundry"
 
 
-def is_val(key: bytes, fraction: float) -> bool:
-    """Whether a document is held out: a keyed hash of its text, or of its path, so that it is on the same
-    side in every order and on every machine."""
-    digest = hashlib.blake2b(key, key=SPLIT_KEY, digest_size=8).digest()
-    return int.from_bytes(digest, "big") < fraction * 2**64
+def place_of(key: bytes) -> int:
+    """Of a document in [0, 2^64): a keyed hash of its text, or of its path, the same in every order and on every
+    machine."""
+    return int.from_bytes(hashlib.blake2b(key, key=SPLIT_KEY, digest_size=8).digest(), "big")
+
+
+def is_val(place: int, fraction: float) -> bool:
+    """Whether a document of that place is held out."""
+    return place < fraction * 2**64
+
+
+def fraction_up_to(place: int) -> float:
+    """The least fraction that holds out a document of that place."""
+    return math.nextafter(place / 2**64, 1.0)
 
 
 def end_documents(ids: np.ndarray, lengths: np.ndarray, eot_id: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,17 +14,17 @@ import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from base.errors import InputError, require, writing
+from base.errors import InputError, writing
 from base.files import writable_folder, write_durably
-from tokenization import engines
-from tokenization.documents import SPLITS, end_documents, is_val
+from tokenization import byte_bpe, engines
+from tokenization.byte_bpe import EOT
+from tokenization.documents import SPLITS, end_documents, is_val, place_of
 from tokens.format import write_meta
 from tokens.writer import ShardWriter
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-EOT = "<|endoftext|>"
 VAL_FRACTION = 0.05  # of the files; with this key 4.9 % of the bytes of Python 3.11.7
 ENCODE_BATCH = 64  # documents
 
@@ -88,26 +88,13 @@ def split_texts(root: Path) -> dict[str, list[str]]:
 
 
 def is_held_out(path: str) -> bool:
-    return is_val(path.encode(errors="surrogateescape"), VAL_FRACTION)
+    return is_val(place_of(path.encode(errors="surrogateescape")), VAL_FRACTION)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> "Tokenizer":
     """A byte-level BPE of at most vocab_size tokens: `<|endoftext|>` is 0, then the 256 bytes, then the
     merges."""
-    tk = require("tokenizers", "preparing the embedded corpus")
-    tokenizer = tk.Tokenizer(tk.models.BPE())
-    split = tk.pre_tokenizers.Split(tk.Regex(PIECES), "isolated")
-    byte_level = tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.pre_tokenizer = tk.pre_tokenizers.Sequence([split, byte_level])
-    tokenizer.decoder = tk.decoders.ByteLevel()
-    trainer = tk.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[EOT],
-        initial_alphabet=tk.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return tokenizer
+    return byte_bpe.train(texts, vocab_size, PIECES, [EOT], "preparing the embedded corpus")
 
 
 def prepare(folder: str | Path, vocab_size: int = 4096, source: str | Path | None = None) -> dict[str, Any]:

@@ -1,81 +1,46 @@
 """Local files as a stream of batches that can be resumed at any of them.
 
-    files = find_files(["corpus/**/*.jsonl.zst"])
+    files = find_files(["corpus/**/*.jsonl.zst"]).files
     for batch in FileSource(files, text_field="text").batches(position=None):
         for row in batch.rows(): ...           # in a worker
         batch.next_position                    # JSON: where the next batch begins
 
 The order of rows is that of the sorted files."""
 
-import glob
-import os
+import csv
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from base.errors import InputError, MissingFile, one_line, require
+from base.errors import InputError
 from base.files import count_entry, size_of
 from base.text import check_utf8, printable
-from tokenization import cutting
-from tokenization.batches import TOO_LONG, Batch, EndOfFile, LineBatch, TableBatch, TextBatch
+from tokenization import cutting, tables
+from tokenization.batches import BYTE_ORDER_MARK, TOO_LONG, Batch, CsvBatch, EndOfFile, JsonBatch, TextBatch
+from tokenization.searching import format_of
+from tokenization.splitting import LINES, Paragraphs, Pieces, Records, Separated, Splitter, Values, Whole
 
-TEXT_SUFFIXES = (".txt", ".md", ".rst")
-FORMATS = (".jsonl", ".parquet", *TEXT_SUFFIXES)
-COMPRESSIONS = (".zst", ".gz")
-KNOWN = f"{', '.join(FORMATS)}, plain or {' or '.join(COMPRESSIONS)}"
 BATCH_BYTES = 4 << 20  # of text: the unit of work of a tokenizing process
-MOST_ROWS = 10_000  # of a batch of parquet
+CSV_DELIMITERS = (",", ";", "\t", "|")
+LEAST_PIECE_BYTES = 64
+HEAD_BYTES = 1 << 20  # by which the layout of a file is known, whatever is read at once
 
 
-def find_files(sources: Sequence[str | Path]) -> list[Path]:
-    """The files that paths, folders (searched through) and glob patterns (** included) name: each once,
-    however many patterns and links lead to it, sorted by path.
-
-    Raises MissingFile where one names nothing, InputError where a named file is of no known format."""
-    found: dict[Path, Path] = {}  # by where it really lies
-    for source in map(str, sources):
-        if not source.strip():
-            raise InputError("--source= is empty: name files, folders or a pattern")
-        for file in _named(source):
-            if format_of(file) is None:
-                raise InputError(f"{file} is of no known format: {KNOWN}")
-            real = Path(os.path.realpath(file))
-            found[real] = min(file, found.get(real, file))
-    return sorted(found.values())
-
-
-def _named(source: str) -> list[Path]:
-    """What one path, folder or pattern names."""
-    place = os.path.expanduser(source)
-    if os.path.isdir(place):
-        files = [p for p in sorted(Path(place).rglob("*")) if os.path.isfile(p) and format_of(p)]
-        if not files:
-            raise MissingFile(
-                f"{Path(place)} holds no {', '.join(FORMATS)} file, plain or {' or '.join(COMPRESSIONS)}"
-            )
-        return files
-    if os.path.isfile(place):
-        return [Path(place)]
-    matches = sorted(glob.glob(place, recursive=True))
-    files = [Path(match) for match in matches if os.path.isfile(match)]
-    if any(map(os.path.isdir, matches)) and not files:
-        raise MissingFile(f"source {source!r} matches folders alone: add /* or /**/* for what is in them")
-    if matches and not files:
-        raise MissingFile(
-            f"source {source!r} is not a file that can be read: is it a link to something that is gone?"
+def parse_split_documents(text: str) -> str | int:
+    """paragraphs, or a number of bytes. Raises InputError."""
+    if text == "paragraphs":
+        return text
+    if (
+        not text.isdecimal()
+        or len(text) > 9
+        or not LEAST_PIECE_BYTES <= int(text) <= cutting.MAX_DOCUMENT_BYTES
+    ):
+        raise InputError(
+            f"--split_documents={printable(text[:40])} is neither 'paragraphs' nor a number of bytes from "
+            f"{LEAST_PIECE_BYTES} to {cutting.MAX_DOCUMENT_BYTES}, such as 65536"
         )
-    if not files:
-        raise MissingFile(f"source {source!r} is no file, no folder, and matches nothing: check the path")
-    return files
-
-
-def format_of(file: Path) -> str | None:
-    """jsonl, parquet or text by the file's name, a compression suffix aside; None for anything else."""
-    suffixes = [s for s in file.suffixes if s not in COMPRESSIONS]
-    last = suffixes[-1] if suffixes else ""
-    return "text" if last in TEXT_SUFFIXES else last[1:] if last in FORMATS else None
+    return int(text)
 
 
 @dataclass
@@ -89,6 +54,8 @@ class FileSource:
     source_field: str | None = None
     separator: str | None = None
     batch_bytes: int = BATCH_BYTES
+    split_documents: str | int | None = None
+    ext: Sequence[str] = ()
     total_bytes: int | None = field(init=False)
     expected_tokens: int | None = field(init=False, default=None)
     identity: dict[str, Any] = field(init=False)
@@ -97,20 +64,36 @@ class FileSource:
         check_utf8(
             text_field=self.text_field, source_field=self.source_field or "", separator=self.separator or ""
         )
+        if self.separator and self.split_documents:
+            raise InputError("--separator and --split_documents both cut text files: pass one of them")
+        if len((self.separator or "").encode()) > cutting.TAIL_BYTES:
+            raise InputError(f"--separator is longer than {cutting.TAIL_BYTES} bytes: choose a shorter one")
         sizes = [size_of(file) for file in self.files]
         self.total_bytes = sum(sizes)
         names = [[file.name, size] for file, size in zip(self.files, sizes, strict=True)]
         self.identity = {"files": names, "text_field": self.text_field, "source_field": self.source_field}
         self.identity["separator"] = self.separator
+        if self.split_documents:  # without, as it was before there was any
+            self.identity["split_documents"] = self.split_documents
+
+    @property
+    def fields(self) -> tuple[str, str | None]:
+        return self.text_field, self.source_field
 
     def batches(self, position: dict[str, Any] | None) -> Iterator[Batch]:
         """From `position`, the next_position of a batch, on. A position is {file, offset in its content,
         row in it}."""
         first, first_offset, first_row = self._start(position)
-        readers = {"jsonl": self._line_batches, "parquet": self._table_batches, "text": self._text_batches}
+        readers = {
+            "lines": self._json_batches,
+            "json": self._json_batches,
+            "csv": self._csv_batches,
+            "parquet": self._table_batches,
+            "text": self._text_batches,
+        }
         for i in range(first, len(self.files)):
             offset, row = (first_offset, first_row) if i == first else (0, 0)
-            yield from readers[format_of(self.files[i])](i, offset, row)
+            yield from readers[format_of(self.files[i], self.ext)](i, offset, row)
             yield EndOfFile(0, 0, {"file": i + 1, "offset": 0, "row": 0})
 
     def _start(self, position: dict[str, Any] | None) -> tuple[int, int, int]:
@@ -124,90 +107,111 @@ class FileSource:
             raise InputError(f"position: file is {file}, but there are {len(self.files)}: {again}")
         return file, offset, row
 
-    def _line_batches(self, i: int, offset: int, row: int) -> Iterator[Batch]:
-        fields, name = (self.text_field, self.source_field), printable(str(self.files[i]))
-        with cutting.Stream(self.files[i]) as stream:
-            for piece, begin, end, too_long, read in cutting.cut(stream, offset, b"\n", self.batch_bytes):
-                n_rows = piece.count(b"\n") + (not piece.endswith(b"\n"))
-                position = {"file": i, "offset": end, "row": row + n_rows}
-                problem = TOO_LONG if too_long else None
-                yield LineBatch(n_rows, read, position, piece, name, row, fields, begin == 0, problem)
-                row += n_rows
-
     def _text_batches(self, i: int, offset: int, row: int) -> Iterator[Batch]:
-        separator, name = self.separator.encode() if self.separator else None, printable(str(self.files[i]))
+        splitter: Splitter = Whole()
+        if self.separator:
+            splitter = Separated(self.separator.encode())
+        elif self.split_documents:
+            by_size = isinstance(self.split_documents, int)
+            splitter = Pieces(self.split_documents) if by_size else Paragraphs()
+        yield from self._cut(TextBatch, i, splitter, offset, row)
+
+    def _json_batches(self, i: int, offset: int, row: int) -> Iterator[Batch]:
+        splitter, begin = LINES, 0
+        if format_of(self.files[i]) == "json":
+            splitter, begin = json_layout(self.files[i])
+        batches = self._cut(JsonBatch, i, splitter, max(offset, begin), row, begin, fields=self.fields)
+        if not begin:
+            yield from batches
+            return
+        last = b""
+        for batch in batches:
+            last = batch.content.rstrip() or last
+            yield batch
+        if last and not last.endswith(b"]"):
+            raise cutting.damaged(self.files[i], EOFError("the array in it does not end"))
+
+    def _csv_batches(self, i: int, offset: int, row: int) -> Iterator[Batch]:
+        header, delimiter, begin = csv_header(self.files[i], self.text_field)
+        for name in (self.text_field, self.source_field):
+            if header.count(name) > 1:
+                raise InputError(f"{self.files[i]}: two columns are named {name!r}: rename one")
+        more = {"header": header, "delimiter": delimiter, "fields": self.fields}
+        splitter = Records(delimiter.encode())
+        yield from self._cut(CsvBatch, i, splitter, max(offset, begin), row, begin, **more)
+
+    def _cut(
+        self,
+        kind: type[JsonBatch | CsvBatch | TextBatch],
+        i: int,
+        splitter: Splitter,
+        offset: int,
+        row: int,
+        content_begin: int = 0,
+        **more: Any,
+    ) -> Iterator[Batch]:
+        """Batches of file i from `offset` on, whose documents the splitter finds. Before content_begin there are
+        none."""
+        name = cutting.on_a_line(str(self.files[i]))
         with cutting.Stream(self.files[i]) as stream:
-            for piece, begin, end, too_long, read in cutting.cut(stream, offset, separator, self.batch_bytes):
-                n_rows = len(cutting.documents(piece, separator))
+            for piece, begin, end, too_long, read in cutting.cut(stream, offset, splitter, self.batch_bytes):
+                n_rows = 1 if too_long else len(splitter.documents(piece))
                 position = {"file": i, "offset": end, "row": row + n_rows}
                 problem = TOO_LONG if too_long else None
-                yield TextBatch(n_rows, read, position, piece, name, row, separator, begin == 0, problem)
+                at_start = begin == content_begin == 0
+                yield kind(n_rows, read, position, piece, name, row, splitter, at_start, problem, **more)
                 row += n_rows
 
     def _table_batches(self, i: int, offset: int, row: int) -> Iterator[Batch]:
         """From `row` on; a parquet file has no offset."""
-        path, name = self.files[i], printable(str(self.files[i]))
-        with _open_parquet(path) as file:
-            columns, groups = _layout(file, path, self.text_field)
-            if self.text_field not in columns:
-                raise InputError(
-                    f"{path}: no column {self.text_field!r}, only {', '.join(sorted(columns))}; "
-                    "--text_field names it"
-                )
-            names = [self.text_field, *({self.source_field} & columns)]  # statistics do without a source
-            read_per_row = size_of(path) / max(1, sum(n_rows for n_rows, _ in groups))
-            done = 0
-            for group, (n_rows, text_bytes) in enumerate(groups):
-                if done + n_rows <= row:  # before a resumed position
-                    done += n_rows
-                    continue
-                bytes_per_row = max(1.0, text_bytes / max(1, n_rows))
-                at_once = max(1, min(int(self.batch_bytes / bytes_per_row), MOST_ROWS))
-                tables = file.iter_batches(at_once, row_groups=[group], columns=names)
-                for table in _read(tables, path):
-                    read, skip = int(read_per_row * table.num_rows), max(0, row - done)
-                    done += table.num_rows
-                    if skip < table.num_rows:
-                        table = table.slice(skip)
-                        position = {"file": i, "offset": 0, "row": done}
-                        first = done - table.num_rows
-                        yield TableBatch(table.num_rows, read, position, table, name, first, names)
+        for batch in tables.batches(self.files[i], self.fields, row, self.batch_bytes):
+            batch.next_position = {"file": i, "offset": 0, "row": batch.first_row + batch.n_rows}
+            yield batch
 
 
-@contextmanager
-def _open_parquet(path: Path) -> Iterator[Any]:
-    """A pyarrow.parquet.ParquetFile."""
-    parquet = require("pyarrow.parquet", "reading .parquet")
-    try:
-        file = parquet.ParquetFile(path, buffer_size=cutting.PIECE_BYTES, pre_buffer=False)
-    except PermissionError as error:
-        raise InputError(f"{path}: {one_line(error)}") from error
-    except Exception as error:  # of many kinds, by what is damaged
-        raise cutting.damaged(path, error) from error
-    with file:
-        yield file
+def head_of(file: Path) -> bytes:
+    """The beginning of a file's content, of about HEAD_BYTES."""
+    head, block = b"", b"-"
+    with cutting.Stream(file) as stream:
+        while block and len(head) < HEAD_BYTES:
+            block = stream.read(HEAD_BYTES)
+            head += block
+    return head
 
 
-def _layout(file: Any, path: Path, text_field: str) -> tuple[set[str], list[tuple[int, int]]]:
-    """(its columns, of each row group its rows and the bytes of their text) by the metadata of a parquet file."""
-    try:
-        columns = {file.schema.column(c).path for c in range(len(file.schema))}
-        groups = []
-        for group in map(file.metadata.row_group, range(file.num_row_groups)):
-            chunks = map(group.column, range(group.num_columns))
-            sizes = (c.total_uncompressed_size for c in chunks if c.path_in_schema == text_field)
-            groups.append((group.num_rows, next(sizes, 0)))
-    except Exception as error:  # of many kinds, by what is damaged
-        raise cutting.damaged(path, error) from error
-    return columns, groups
+def json_layout(file: Path) -> tuple[Splitter, int]:
+    """How rows follow each other in a .json file, and where they begin: as the values of an array; as lines, where
+    one is an object from its first character to its last (the first may be damaged); as values of any form, such as
+    objects over several lines."""
+    head = head_of(file)
+    mark = len(BYTE_ORDER_MARK) if head.startswith(BYTE_ORDER_MARK) else 0
+    begin = len(head) - len(head[mark:].lstrip())
+    if head[begin : begin + 1] == b"[":
+        return Values(), begin + 1
+    objects = (line for line in head[mark:].split(b"\n") if line.startswith(b"{"))
+    return (LINES if any(is_one_value(line) for line in objects) else Values()), 0
 
 
-def _read(tables: Iterator[Any], path: Path) -> Iterator[Any]:
-    while True:
+def is_one_value(line: bytes) -> bool:
+    spans, end = Values().spans(line)
+    return len(spans) == 1 and not line[end:].strip()
+
+
+def csv_header(file: Path, text_field: str) -> tuple[list[str], str, int]:
+    """(the names of the columns, what is between them, where the records begin) of a CSV file. The delimiter is
+    the one by which a column has the name text_field. Raises InputError where none is."""
+    head = head_of(file)
+    columns: dict[str, list[str]] = {}
+    for delimiter in CSV_DELIMITERS:
+        end = Records(delimiter.encode()).documents(head)[:1]
         try:
-            table = next(tables, None)
-        except Exception as error:  # of many kinds, by what is damaged
-            raise cutting.damaged(path, error) from error
-        if table is None:
-            return
-        yield table
+            text = end[0].removeprefix(BYTE_ORDER_MARK).decode() if end else ""
+            columns[delimiter] = next(csv.reader([text], delimiter=delimiter, strict=True), [])
+        except (csv.Error, ValueError):
+            continue
+        if text_field in columns[delimiter]:
+            return columns[delimiter], delimiter, len(end[0])
+    if not head.strip():
+        return [text_field], ",", 0
+    names = cutting.columns_in_words(columns.get(",", []))
+    raise InputError(f"{file}: no column {text_field!r}, only {names}; --text_field names it")

@@ -10,6 +10,7 @@ from base.errors import InputError, MissingFile, require
 from base.files import count_entry, entry
 from base.text import check_utf8
 from tokenization.batches import Batch, RecordBatch
+from tokenization.cutting import columns_in_words
 
 AGAIN = "remove the folder and prepare it again"
 
@@ -37,7 +38,7 @@ class HubSource:
         if have := self._dataset.column_names:
             if self.text_field.split(".")[0] not in have:
                 raise InputError(
-                    f"dataset {self.repo} has no column {self.text_field!r}, only {', '.join(have)}"
+                    f"dataset {self.repo} has no column {self.text_field!r}, only {columns_in_words(have)}"
                 )
             wanted = [name.split(".")[0] for name in (self.text_field, self.source_field or "")]
             self._dataset = self._dataset.select_columns([name for name in have if name in wanted])
@@ -62,7 +63,7 @@ class HubSource:
         except Exception as error:  # of datasets, the hub's client, the network
             raise MissingFile(
                 f"dataset {self.repo} cannot be read from the hub ({_reason(error)}): check the network, or "
-                "pass local files with --source=FILES (.jsonl, .jsonl.zst, .jsonl.gz, .parquet, .txt)"
+                "pass local files with --source=FILES (.jsonl, .parquet, .txt and others)"
             ) from error
 
     def batches(self, position: dict[str, Any] | None) -> Iterator[Batch]:

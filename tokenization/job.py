@@ -16,7 +16,9 @@ from tokenization.tokenizer_files import TokenizerFiles
 class Job:
     """What the bytes of a dataset depend on, besides its source and tokenizer."""
 
-    val_fraction: float = knob(0.005, "the part of the documents that is held out", bounds="(0, 1)")
+    val_fraction: float = knob(
+        0.005, "the part of the documents that is held out, at least one", bounds="(0, 1)"
+    )
     shard_tokens: int = knob(100_000_000, "tokens in a shard", bounds="[1, inf)")
     limit: int | None = knob(
         None, "rows to take, of each task where there are several; none: all", bounds="[1, inf)"
@@ -30,7 +32,7 @@ class Job:
 class Settings:
     """How a preparation is done."""
 
-    workers: int | None = knob(None, "tokenizing processes; none: one for each core", bounds="[1, inf)")
+    workers: int | None = knob(None, "tokenizing processes; none: one for each core", bounds="[1, 1024]")
     engine: str = knob(
         "auto",
         "what tokenizes; auto is the fastest that is right",

@@ -4,7 +4,8 @@ number of workers.
     reader (this process) -> batches of rows -> workers: parse, split, tokenize -> this process, in order -> shards
 
 Each document is followed by the end-of-text id, once. Whether it is held out (val) is a keyed hash of its
-text, so that it depends on no order. Every `commit_interval` seconds progress.json records where the reader
+text, so that it depends on no order; where val_fraction holds out none, as it may of few documents, all is read
+again to hold out the one whose hash is least. Every `commit_interval` seconds progress.json records where the reader
 and the writers are; a killed run that is started again resumes there. meta.json, which makes the folder a
 dataset, comes last.
 
@@ -35,6 +36,7 @@ from tokenization.worker import Tokenized, add_statistics, in_another_process, i
 from tokens.format import write_meta
 from tokens.writer import ShardWriter
 
+MAX_SOURCES = 10_000  # of the statistics, which meta.json holds
 Say = Callable[[str], None]
 Submit = Callable[[Batch], Future]
 
@@ -70,7 +72,8 @@ def prepare(
         raise InputError(f"{in_words or source.identity}: {why}")
     with contextlib.ExitStack() as stack:
         workers = settings.workers or available_cores()
-        engine, submit, sample_tokens = _start(stack, settings.engine, workers, tokenizer, job, sample)
+        fraction = (progress and progress.val_fraction) or job.val_fraction
+        engine, submit, sample_tokens = _start(stack, settings.engine, workers, tokenizer, fraction, sample)
         tokens = tokens_of(source, sample, sample_tokens, job.limit)
         check_disk(out_dir, tokens, progress.tokens if progress else 0, say)
         with writing(out_dir):
@@ -83,7 +86,18 @@ def prepare(
         state = progress or Progress(identity)
         work = Preparation(out_dir, tokenizer, job, settings, state, say, resumed=progress is not None)
         work.read(source, submit, workers + 2, show_progress, stopping)
-        return work.finish(in_words, allow_empty)
+        if allow_empty or not work.start_over():
+            return work.finish(in_words, allow_empty)
+    return prepare(  # with the fraction that progress.json now holds
+        source,
+        tokenizer,
+        out_dir,
+        job,
+        settings,
+        in_words=in_words,
+        show_progress=show_progress,
+        stopping=stopping,
+    )
 
 
 def available_cores() -> int:
@@ -95,19 +109,19 @@ def _start(
     engine: str,
     workers: int,
     tokenizer: TokenizerFiles,
-    job: Job,
+    val_fraction: float,
     sample: Sample,
 ) -> tuple[str, Submit, int]:
     """(the engine, submit of its pool, tokens of the sample). The processes load the engine that will very
     likely pass while it is checked."""
     likely = engines.DEFAULT if engine == "auto" else engine
-    submit = stack.enter_context(pool(workers, likely, tokenizer, job.val_fraction))
+    submit = stack.enter_context(pool(workers, likely, tokenizer, val_fraction))
     chosen, warning, tokens = in_another_process(check_engine, engine, tokenizer.json, sample.texts)
     if warning:
         logging.getLogger("nanofoundry").warning(warning)
     if chosen != likely:
         stack.close()
-        submit = stack.enter_context(pool(workers, chosen, tokenizer, job.val_fraction))
+        submit = stack.enter_context(pool(workers, chosen, tokenizer, val_fraction))
     return chosen, submit, tokens
 
 
@@ -137,7 +151,7 @@ class Preparation:
             }
             if not resumed:
                 tokenizer.save(out_dir)
-        if resumed:
+        if progress.rows:
             say(f"resuming after row {progress.rows:,}")
         self.started_at = time.monotonic()
         self.commit()
@@ -186,6 +200,13 @@ class Preparation:
                 for split, (ids, lengths, text_bytes) in result.splits.items():
                     self.writers[split].add(ids, text_bytes, lengths)
             add_statistics(progress.statistics, result.statistics)
+            if len(progress.statistics) > MAX_SOURCES:
+                raise InputError(
+                    f"the source field has more than {MAX_SOURCES:,} values, too many to keep statistics by: name "
+                    "another with --source_field, or none"
+                )
+            fractions = (progress.least_fraction, result.least_fraction)
+            progress.least_fraction = min((f for f in fractions if f is not None), default=None)
             self.times["parse_s"] += result.parse_s
             self.times["tokenize_s"] += result.tokenize_s
         progress.position = batch.next_position
@@ -209,25 +230,65 @@ class Preparation:
                 eot_id=self.tokenizer.eot_id,
                 splits={split: writer.finish() for split, writer in self.writers.items()},
                 source=in_words,
-                preparation={
-                    "identity": self.progress.identity,
-                    "rows": self.progress.rows,
-                    "bad_rows": self.bad_rows.count,
-                    "statistics": self.progress.statistics,
-                },
+                preparation=self._described(),
             )
             (self.out_dir / "progress.json").unlink()
         by_part = ", ".join(f"{name[:-2]} {s:.1f} s" for name, s in self.times.items())
         self.say(f"{time.monotonic() - self.started_at:.1f} s; summed over processes: {by_part}")
         return meta
 
+    def _described(self) -> dict[str, Any]:
+        """What meta.json remembers of the preparation."""
+        described = {
+            "identity": self.progress.identity,
+            "rows": self.progress.rows,
+            "bad_rows": self.bad_rows.count,
+            "statistics": self.progress.statistics,
+        }
+        used = self.progress.val_fraction
+        return described if used is None else {**described, "val_fraction": used}
+
+    def start_over(self) -> bool:
+        """Where no document of several is held out: removes what was written and notes the least fraction that
+        holds out one, for the next preparation of this folder. Whether that is so."""
+        progress, fraction = self.progress, self.progress.least_fraction
+        if self.writers["val"].tokens or progress.val_fraction or self.documents < 2 or fraction is None:
+            return False
+        self.say(
+            f"val_fraction={self.job.val_fraction} holds out none of {self.documents} documents: all is read "
+            "again, to hold out one"
+        )
+        with writing(self.out_dir):
+            for writer in self.writers.values():
+                writer.discard()
+            Progress(progress.identity, val_fraction=fraction).commit(self.out_dir)
+        return True
+
+    @property
+    def documents(self) -> int:
+        return sum(s["documents"] for s in self.progress.statistics.values())
+
     def _discard(self, empty: list[str]) -> None:
-        documents = sum(s["documents"] for s in self.progress.statistics.values())
         for writer in self.writers.values():
             writer.discard()
         (self.out_dir / "progress.json").unlink()
-        raise InputError(
-            f"of {documents} documents none fell into {' and '.join(empty)} with "
-            f"val_fraction={self.job.val_fraction}: pass a larger one, such as "
-            "--val_fraction=0.1, or cut text files into documents with --separator"
+        raise InputError(why_empty(self.documents, empty, self.job.val_fraction))
+
+
+def why_empty(documents: int, empty: list[str], val_fraction: float) -> str:
+    """Why a split has no document, and what to do."""
+    if documents == 0:
+        return "there are no documents: is the source the right one?"
+    if documents == 1:
+        return (
+            "the source is one document, of which nothing can be held out: cut a text file into several with "
+            "--split_documents=65536 (bytes), --split_documents=paragraphs or --separator, or add text"
         )
+    if empty == ["train"] and val_fraction > 0.5:
+        return (
+            f"all of {documents} documents are held out with val_fraction={val_fraction}: pass a smaller one"
+        )
+    return (
+        f"none of {documents} documents is left for {' and '.join(empty)} beside the other split, perhaps as all "
+        "are the same text: add text"
+    )

@@ -27,6 +27,8 @@ class Progress:
     read_bytes: int = 0  # of its files
     statistics: dict[str, dict[str, int]] = field(default_factory=dict)
     bad_rows: list[Any] = field(default_factory=lambda: [0, []])  # how many; examples of [where, problem]
+    least_fraction: float | None = None  # the least val_fraction that would hold out a document
+    val_fraction: float | None = None  # the one that is used, where the job's holds out none
     writers: dict[str, dict[str, Any] | None] = field(default_factory=lambda: dict.fromkeys(SPLITS))
 
     @property
@@ -104,7 +106,7 @@ def read_progress(folder: Path, identity: dict[str, Any]) -> Progress | None:
             "--out_dir, repeat the first command, or remove the folder"
         )
     _check(record, path, again)
-    return Progress(**{name: record[name] for name in Progress.__dataclass_fields__})
+    return Progress(**{name: record[name] for name in Progress.__dataclass_fields__ if name in record})
 
 
 def _check(record: dict[str, Any], path: Path, again: str) -> None:
@@ -115,13 +117,26 @@ def _check(record: dict[str, Any], path: Path, again: str) -> None:
         count_entry(record, name, path, again)
     _check_statistics(record, path, again)
     bad_rows = entry(record, "bad_rows", list, path, again)
-    if len(bad_rows) != 2 or type(bad_rows[0]) is not int or not isinstance(bad_rows[1], list):
+    if len(bad_rows) != 2 or not _are_examples(bad_rows[1]):
         raise InputError(f"{path}: 'bad_rows' is not a number and a list of examples: {again}")
+    count_entry({"bad_rows": bad_rows[0]}, "bad_rows", path, again)
+    for name in ("least_fraction", "val_fraction"):  # which earlier versions did not write
+        fraction = entry({name: record.get(name)}, name, (float, type(None)), path, again)
+        if fraction is not None and not 0 < fraction <= 1:
+            raise InputError(f"{path}: {name!r} is {fraction}, expected one in (0, 1]: {again}")
     writers = entry(record, "writers", dict, path, again)
     for split in SPLITS:
         state = entry(writers, split, (dict, type(None)), path, again)
         if state is not None:
             _check_writer(state, split, f"{path}: writers: {split}", again)
+
+
+def _are_examples(value: Any) -> bool:
+    """[[where, problem], …]"""
+    return isinstance(value, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair)
+        for pair in value
+    )
 
 
 def check_preparation(meta: dict[str, Any], where: object) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import numpy as np
 from base.errors import InputError
 from tokenization import engines
 from tokenization.batches import Batch, Row
-from tokenization.documents import end_documents, is_val
+from tokenization.documents import end_documents, fraction_up_to, is_val, place_of
 from tokenization.tokenizer_files import TokenizerFiles
 
 STATISTICS = ("documents", "tokens", "text_bytes", "longest_document_bytes")
@@ -41,6 +41,7 @@ class Tokenized:
     splits: dict[str, tuple[np.ndarray, np.ndarray, int]]
     statistics: dict[str, dict[str, int]]
     bad_rows: list[tuple[str, str]]  # (where, problem)
+    least_fraction: float | None  # the least val_fraction that would hold out one of the documents
     parse_s: float
     tokenize_s: float
 
@@ -52,7 +53,7 @@ class Parsed:
     texts: list[str]
     sources: list[str]
     sizes: list[int]  # in bytes of UTF-8
-    held_out: list[bool]
+    places: list[int]
     bad_rows: list[tuple[str, str]]
 
 
@@ -71,10 +72,12 @@ class Worker:
         parsed_at = time.perf_counter()
         ids, lengths = self.tokenize(parsed.texts)
         tokenized_at = time.perf_counter()
+        held_out = [is_val(place, self.val_fraction) for place in parsed.places]
         return Tokenized(
-            by_split(ids, lengths, np.array(parsed.sizes, np.int64), np.array(parsed.held_out, bool)),
+            by_split(ids, lengths, np.array(parsed.sizes, np.int64), np.array(held_out, bool)),
             statistics_of(parsed, lengths),
             parsed.bad_rows,
+            fraction_up_to(min(parsed.places)) if parsed.places else None,
             parsed_at - started,
             tokenized_at - parsed_at,
         )
@@ -92,7 +95,7 @@ class Worker:
             parsed.texts.append(row.text)
             parsed.sources.append(row.source)
             parsed.sizes.append(len(encoded))
-            parsed.held_out.append(is_val(encoded, self.val_fraction))
+            parsed.places.append(place_of(encoded))
         return parsed
 
     def tokenize(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -14,19 +14,24 @@ uint32 because the ids of Qwen3 and LLaMA 3 do not fit in uint16.
     tokens.read(start, length)                                      # int64 [length]
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from base.errors import InputError, MissingFile
-from base.files import count_entry, entry, read_json, write_json
-from base.text import brief
+from base.files import count_entry, entry, read_json, size_of, write_json
+from base.text import brief, printable
 
 FORMAT_VERSION = 1
 SHARD_DTYPE = np.dtype("<u4")
 META_MAX_BYTES = 64 << 20  # some 300,000 shards; 627 B tokens are 6,270 shards
+TOKENIZER_MAX_BYTES = 1 << 30
+MOST_BYTES_PER_TOKEN = 1024  # the longest tokens of vocabularies are runs of some hundred spaces
+LEAST_BYTES_PER_TOKEN = 1 / 16  # normalization may make 33 bytes of 3, each of them a token
 PREPARE_AGAIN = "prepare the dataset again"
 
 
@@ -79,10 +84,15 @@ def check_meta(meta: Any, path: str | Path) -> None:
     dtype = entry(meta, "dtype", str, path, PREPARE_AGAIN)
     if dtype != "uint32":
         raise InputError(f"{path} has dtype {brief(dtype)}, but shards are uint32: {PREPARE_AGAIN}")
-    _count(meta, "vocab_size", path)
-    _count(meta, "eot_id", path)
+    vocab_size = _count(meta, "vocab_size", path)
+    eot_id = _count(meta, "eot_id", path)
     tokenizer = entry(meta, "tokenizer", dict, path, PREPARE_AGAIN)
-    _count(tokenizer, "length", f"{path}: tokenizer")
+    length = _count(tokenizer, "length", f"{path}: tokenizer")
+    if eot_id >= vocab_size or eot_id >= length:
+        raise InputError(
+            f"{path}: eot_id {eot_id} has no row in its vocabulary of {vocab_size}, or no token among the "
+            f"{length} of its tokenizer: {PREPARE_AGAIN}"
+        )
     for key in ("name", "sha256"):
         entry(tokenizer, key, str, f"{path}: tokenizer", PREPARE_AGAIN)
     for name, split in entry(meta, "splits", dict, path, PREPARE_AGAIN).items():
@@ -104,8 +114,68 @@ def _check_split(split: Any, where: str) -> None:
             )
 
 
+def contradictions(split: dict[str, Any]) -> Iterator[str]:
+    """Where the counts of a split, which are whole numbers, cannot be true together."""
+    for key in ("tokens", "documents"):
+        total = sum(shard[key] for shard in split["shards"])
+        if total != split[key]:
+            yield f"says {split[key]} {key}, its shards sum to {total}"
+    of_text = split["tokens"] - split["documents"]  # without the end-of-text ids
+    if of_text < 0:
+        yield f"says {split['documents']} documents, but {split['tokens']} tokens, and each document ends with one"
+    elif not of_text * LEAST_BYTES_PER_TOKEN <= split["text_bytes"] <= split["tokens"] * MOST_BYTES_PER_TOKEN:
+        yield f"says {split['text_bytes']} bytes of text for {split['tokens']} tokens, which cannot be"
+
+
+def twice_listed(folder: Path, splits: dict[str, dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """(a shard's file, the file before it that it is): one name, or two names of one file, as links and file systems
+    without case give it."""
+    seen: dict[object, str] = {}
+    for split in splits.values():
+        for shard in split["shards"]:
+            names = [shard["file"]]
+            with contextlib.suppress(OSError):  # a missing shard is named where it is opened
+                status = os.stat(folder / shard["file"])
+                names.append((status.st_dev, status.st_ino))
+            if other := next((seen[name] for name in names if name in seen), None):
+                yield shard["file"], other
+            seen.update(dict.fromkeys(names, shard["file"]))
+
+
 def _count(record: Any, key: str, where: object) -> int:
     return count_entry(record, key, where, PREPARE_AGAIN)
+
+
+def tokenizer_files(folder: Path) -> list[Path]:
+    """What a run copies beside its checkpoints, so that they can be sampled from alone."""
+    names = (
+        "tokenizer*",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "vocab.json",
+        "merges.txt",
+        "tekken.json",
+        "chat_template*",
+        "additional_chat_templates/*.jinja",
+        "*.tiktoken",
+        "generation_config.json",  # of a run that began with a model which had one
+    )
+    return [file for name in names for file in sorted(folder.glob(name)) if file.is_file()]
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raises InputError for a tokenizer's file that is a link out of the folder, to what nobody meant to copy into a
+    run and to publish, or that is too large for one."""
+    inside = os.path.realpath(folder)
+    for file in tokenizer_files(folder):
+        target = os.path.realpath(file)
+        if not target.startswith(inside + os.sep):
+            raise InputError(
+                f"{file} is a link out of the folder, to {printable(target)}, and a run would copy that: put the file "
+                "itself there"
+            )
+        if (size := size_of(file)) > TOKENIZER_MAX_BYTES:
+            raise InputError(f"{file} has {size:,} bytes, more than a tokenizer's file has: remove it")
 
 
 def unlisted_shards(folder: Path, split: str, listed: set[str]) -> list[Path]:

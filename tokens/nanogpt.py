@@ -12,6 +12,7 @@ import numpy as np
 
 from base.errors import InputError, MissingFile, reading
 from base.files import size_of
+from tokens.llmc import magic_of
 from tokens.plain_values import plain_values
 from tokens.stream import TokenStream
 
@@ -34,6 +35,10 @@ def open_nanogpt(folder: Path, split: str, vocab_size: int, data_dtype: str | No
         size = size_of(path)
     except MissingFile:
         raise MissingFile(f"{path} is missing: {folder} is in nanoGPT's format, one file a split") from None
+    if magic_of(path):  # of one split alone, else the folder would be llm.c's
+        raise InputError(
+            f"{path} begins with a header of llm.c, whose files need the header of each split: restore it"
+        )
     if data_dtype is None:
         raise InputError(
             f"{folder} has no meta.json and so no dtype: pass --data_dtype=uint16 (nanoGPT's format)"
@@ -85,6 +90,8 @@ def read_nanogpt_meta(folder: str | Path) -> dict[str, Any]:
         content = path.read_bytes()
     meta = plain_values(content, path)
     vocab_size = meta.get("vocab_size", 0) if isinstance(meta, dict) else None
-    if type(vocab_size) is not int or vocab_size < 0:
-        raise InputError(f"{path} is not a dictionary with a whole number as vocab_size: remove it")
+    if type(vocab_size) is not int or not 0 <= vocab_size < 2**32:
+        raise InputError(
+            f"{path} is not a dictionary with a whole number of 32 bits as vocab_size: remove it"
+        )
     return meta

@@ -2,7 +2,9 @@
 
 It is a machine of its own over the opcodes that pickletools names. It knows none that imports, calls or
 builds anything, so there is nothing in it that hostile bytes could start. Time and memory grow with the
-bytes alone: keys are not containers, whose hash could take exponential time or recurse without end."""
+bytes alone: keys are not containers, whose hash could take exponential time or recurse without end. What is
+returned has no cycles and few values: containers that share others could hold 2^100 in 250 bytes, and whoever
+walks through them, as ==, copying and printing do, would never return."""
 
 import pickletools
 import struct
@@ -24,6 +26,7 @@ TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUTS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
 GETS = ("GET", "BINGET", "LONG_BINGET")
 KEYS = (str, bytes, int, float, type(None))  # a bool is an int
+MAX_VALUES = 1_000_000  # that a walk through the value meets
 MAX_INT_KEY = 2**32  # of larger ones as many as one likes have one hash
 
 
@@ -35,13 +38,28 @@ def plain_values(content: bytes, where: Path) -> Any:
     """The value that a pickle of protocol 0 to 5 holds. Raises InputError, which begins with `where`, for
     anything but plain values."""
     try:
-        return Machine().run(content)
+        value = Machine().run(content)
+        if isinstance(value, (dict, list, tuple)):
+            check_size(value)
+        return value
     # pickletools raises ValueError, and struct.error where a number is cut off
     except (NotPlain, ValueError, struct.error) as error:
         raise InputError(
             f"{where} holds more than plain values, or is damaged ({one_line(error)[:200]}), and was not "
             "executed: remove it"
         ) from None
+
+
+def check_size(value: Any) -> None:
+    """Raises NotPlain where a walk through the value meets more than MAX_VALUES, as in one that holds itself."""
+    met, waiting = 1, [value]
+    while waiting:
+        container = waiting.pop()
+        inside = container.values() if isinstance(container, dict) else container
+        met += len(inside)
+        if met > MAX_VALUES:
+            raise NotPlain(f"more than {MAX_VALUES:,} values, those that are shared counted each time")
+        waiting += [part for part in inside if isinstance(part, (dict, list, tuple))]
 
 
 class Machine:

@@ -1,16 +1,24 @@
-"""open_tokens(): one split of a dataset folder, ours or nanoGPT's, checked against the model."""
+"""open_tokens(): one split of a dataset folder, ours, nanoGPT's or llm.c's, checked against the model."""
 
 import hashlib
 import json
 import os
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from base.errors import InputError, MissingFile, reading
 from base.files import sha256_of, size_of
 from base.text import brief
-from tokens.format import PREPARE_AGAIN, SHARD_DTYPE, read_meta, unlisted_shards
+from tokens.format import (
+    PREPARE_AGAIN,
+    SHARD_DTYPE,
+    check_tokenizer_files,
+    contradictions,
+    read_meta,
+    twice_listed,
+    unlisted_shards,
+)
+from tokens.llmc import is_llmc, open_llmc
 from tokens.nanogpt import NANOGPT_DTYPES, is_nanogpt, open_nanogpt
 from tokens.stream import TokenStream
 
@@ -18,8 +26,8 @@ from tokens.stream import TokenStream
 def open_tokens(
     folder: str | Path, split: str, vocab_size: int, data_dtype: str | None = None
 ) -> TokenStream:
-    """Opens one split ("train" or "val") of a dataset folder, ours or nanoGPT's, and checks it against the
-    model.
+    """Opens one split ("train" or "val") of a dataset folder, ours, nanoGPT's or llm.c's, and checks it against
+    the model.
 
     `vocab_size` is the model's rows; `data_dtype` ("uint16" or "uint32") is needed by nanoGPT's folders
     only. Raises InputError, one line, if anything is missing, left over, contradicts meta.json in size,
@@ -35,7 +43,13 @@ def open_tokens(
         raise MissingFile(
             f"dataset folder {folder} does not exist: prepare it, or name another with --dataset"
         )
+    if not os.path.lexists(folder / "meta.json") and is_llmc(folder):
+        check_tokenizer_files(folder)
+        stream = open_llmc(folder, split, vocab_size, data_dtype)
+        stream.scan()
+        return stream
     if is_nanogpt(folder):
+        check_tokenizer_files(folder)
         stream = open_nanogpt(folder, split, vocab_size, data_dtype)
         stream.scan()
         return stream
@@ -48,6 +62,7 @@ def open_tokens(
         )
     _check_vocabulary(meta, path, vocab_size)
     _check_split(meta, path, split)
+    check_tokenizer_files(folder)
     shards = meta["splits"][split]["shards"]
     for shard in shards:
         _check_shard(folder / shard["file"], shard, vocab_size)
@@ -79,16 +94,16 @@ def _stream(folder: Path, meta: dict[str, Any], split: str, vocab_size: int) -> 
 
 
 def _check_vocabulary(meta: dict[str, Any], path: Path, vocab_size: int) -> None:
+    if meta["tokenizer"]["length"] > meta["vocab_size"]:
+        raise InputError(
+            f"{path}: vocab_size {meta['vocab_size']} is smaller than the {meta['tokenizer']['length']} tokens of its "
+            f"tokenizer: {PREPARE_AGAIN}"
+        )
     if meta["vocab_size"] > vocab_size:
         raise InputError(
             f"{path}: dataset whose vocabulary exceeds the model's: {meta['vocab_size']} rows (tokenizer "
             f"{brief(meta['tokenizer']['name'])}) against vocab_size={vocab_size}: "
             f"set --vocab_size={meta['vocab_size']} or prepare it with the model's tokenizer"
-        )
-    if meta["eot_id"] >= meta["vocab_size"]:
-        raise InputError(
-            f"{path}: eot_id {meta['eot_id']} has no row in its vocabulary of {meta['vocab_size']}: "
-            f"{PREPARE_AGAIN}"
         )
 
 
@@ -101,15 +116,11 @@ def _check_split(meta: dict[str, Any], path: Path, split: str) -> None:
     entry = splits[split]
     if entry["tokens"] == 0:
         raise InputError(f"{path}: split {split!r} has no tokens")
-    total = sum(s["tokens"] for s in entry["shards"])
-    if total != entry["tokens"]:
-        raise InputError(
-            f"{path}: split {split!r} says {entry['tokens']} tokens, its shards sum to {total}: "
-            "prepare it again"
-        )
-    listed = Counter(shard["file"] for entry in splits.values() for shard in entry["shards"])
-    if twice := [file for file, times in listed.items() if times > 1]:
-        raise InputError(f"{path} lists {brief(twice[0])} twice: {PREPARE_AGAIN}")
+    if problem := next(contradictions(entry), None):
+        raise InputError(f"{path}: split {split!r} {problem}: {PREPARE_AGAIN}")
+    for file, other in twice_listed(path.parent, splits):
+        also = "" if file == other else f", once as {brief(other)}"
+        raise InputError(f"{path} lists {brief(file)} twice{also}: {PREPARE_AGAIN}")
 
 
 def _check_shard(file: Path, shard: dict[str, Any], vocab_size: int) -> None:

@@ -43,6 +43,7 @@ class TokenStream:
         fingerprint: str,
         *,
         max_ids: list[int] | None = None,
+        offset_bytes: int = 0,
         bytes_per_token: float | None = None,
         tokenizer: dict[str, Any] | None = None,
         eot_id: int | None = None,
@@ -50,6 +51,7 @@ class TokenStream:
         self._paths = paths
         self._starts = [0, *accumulate(shard_tokens)]  # shard i holds ids [starts[i], starts[i+1])
         self._dtype = dtype
+        self._offset_bytes = offset_bytes  # of the first id of each shard
         self._vocab_size = vocab_size
         # What meta.json records; never beyond the vocabulary
         self._max_ids = max_ids or [vocab_size - 1] * len(paths)
@@ -62,14 +64,14 @@ class TokenStream:
 
     def _open_shard(self, i: int) -> np.ndarray:
         path, n_tokens = self._paths[i], self._starts[i + 1] - self._starts[i]
-        expected = n_tokens * self._dtype.itemsize
+        expected = self._offset_bytes + n_tokens * self._dtype.itemsize
         if (size := size_of(path)) < expected:
             raise InputError(
                 f"{path} has shrunk to {size} bytes from {expected} since it was opened: restore it"
             )
         with reading(path):
             # A plain view of the map: slices of np.memmap itself cost 3 us more
-            return np.asarray(np.memmap(path, self._dtype, "r", shape=(n_tokens,)))
+            return np.asarray(np.memmap(path, self._dtype, "r", self._offset_bytes, (n_tokens,)))
 
     def __len__(self) -> int:
         return self.n_tokens

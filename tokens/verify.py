@@ -11,7 +11,14 @@ import numpy as np
 from base.errors import InputError, one_line, reading
 from base.files import sha256_of
 from base.text import brief
-from tokens.format import SHARD_DTYPE, read_meta, unlisted_shards
+from tokens.format import (
+    SHARD_DTYPE,
+    check_tokenizer_files,
+    contradictions,
+    read_meta,
+    twice_listed,
+    unlisted_shards,
+)
 
 READ_BYTES = 4 << 20
 
@@ -25,17 +32,18 @@ def verify(folder: str | Path, say: Callable[[str], None] = lambda line: None) -
     meta = read_meta(folder)
     shards = [(split, shard) for split, entry in meta["splits"].items() for shard in entry["shards"]]
     file_of = {shard["sha256"]: shard["file"] for _, shard in shards}
-    problems, listed = [], set()
+    listed = {shard["file"] for _, shard in shards}
+    problems = [
+        f"{folder / 'meta.json'}: lists {file} twice" + (f", once as {other}" if file != other else "")
+        for file, other in twice_listed(folder, meta["splits"])
+    ]
     for split, shard in shards:
         file = folder / shard["file"]
-        if shard["file"] in listed:
-            problems.append(f"{folder / 'meta.json'}: lists {shard['file']} twice")
-        listed.add(shard["file"])
         found = shard_problems(file, shard, meta["vocab_size"], meta["eot_id"], file_of)
         problems += [f"{file}: {problem}" for problem in found]
         say(f"{split} {shard['file']}")
     for split, entry in meta["splits"].items():
-        problems += sum_problems(folder / "meta.json", split, entry)
+        problems += [f"{folder / 'meta.json'}: split {brief(split)} {c}" for c in contradictions(entry)]
         for file in unlisted_shards(folder, split, listed):
             problems.append(f"{file}: not listed in meta.json, so no run reads it: remove it")
     problems += tokenizer_problems(folder, meta)
@@ -89,13 +97,6 @@ def scan_shard(file: Path, eot_id: int) -> dict[str, Any]:
     return {"bytes": n_bytes, "sha256": sha256.hexdigest(), "max_id": max_id, "documents": documents}
 
 
-def sum_problems(meta_file: Path, split: str, entry: dict[str, Any]) -> Iterator[str]:
-    for key in ("tokens", "documents"):
-        total = sum(shard[key] for shard in entry["shards"])
-        if total != entry[key]:
-            yield f"{meta_file}: split {brief(split)} says {entry[key]} {key}, its shards sum to {total}"
-
-
 def tokenizer_problems(folder: Path, meta: dict[str, Any]) -> Iterator[str]:
     file = folder / "tokenizer.json"
     if not os.path.isfile(file):
@@ -105,5 +106,9 @@ def tokenizer_problems(folder: Path, meta: dict[str, Any]) -> Iterator[str]:
             digest = sha256_of(file)
         if digest != meta["tokenizer"]["sha256"]:
             yield f"{file}: not the tokenizer that made the shards: its sha256 differs from meta.json's"
-    if meta["tokenizer"]["length"] > meta["vocab_size"] or meta["eot_id"] >= meta["vocab_size"]:
+    try:
+        check_tokenizer_files(folder)
+    except InputError as error:
+        yield one_line(error)
+    if meta["tokenizer"]["length"] > meta["vocab_size"]:
         yield f"{folder / 'meta.json'}: vocab_size {meta['vocab_size']} is smaller than its tokenizer"

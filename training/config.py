@@ -6,7 +6,6 @@ A config file is plain Python whose public names are fields of ModelArchitecture
 key is known, every value typed, everything that is wrong is an InputError of one line."""
 
 import math
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from base.text import check_utf8
 from model_config import PRESET_CONFIGS, ModelArchitectureConfig, merge_layers
 
 COUNT, AT_LEAST_0 = "[1, inf)", "[0, inf)"
+ITER_WINDOWS = 12  # nanoGPT's evaluations are eval_iters batches of its batch_size, 12
 
 
 @dataclass(kw_only=True)
@@ -134,6 +134,10 @@ class TrainConfig:
         "scratch, resume, auto (resume if there is a checkpoint, else scratch), hf:DIR_OR_ID",
         kind=KEEPING,
     )
+    resize_vocabulary: bool = knob(
+        False, "of hf:DIR_OR_ID, to that of the data: tokens that both have keep their rows, the others are initialised",
+        kind=KEEPING,
+    )  # fmt: skip
     checkpoint_interval: int | None = knob(
         None, "steps between checkpoints; none: eval_interval", kind=KEEPING, bounds=COUNT
     )
@@ -147,7 +151,16 @@ class TrainConfig:
     )
 
     # What is looked at
-    eval_iters: int = knob(200, "micro-batches over all processes, of each split", kind=NUMBERS, bounds=COUNT)
+    eval_tokens: int | None = knob(
+        None,
+        "of each split, in windows of block_size; none: what eval_iters means",
+        kind=LOOKING,
+        bounds=COUNT,
+    )
+    eval_iters: int = knob(
+        200, f"nanoGPT's way to say eval_tokens: so many times {ITER_WINDOWS} windows of block_size", kind=LOOKING,
+        bounds=COUNT, needs={"eval_tokens": (None,)},
+    )  # fmt: skip
     eval_interval: int = knob(2000, "steps between evaluations", kind=LOOKING, bounds=COUNT)
     eval_only: bool = knob(False, "evaluate once and end", kind=LOOKING)
     log_interval: int = knob(10, "steps between log lines", kind=LOOKING, bounds=COUNT)
@@ -202,28 +215,16 @@ class TrainConfig:
     def tokens_per_step(self, block_size: int) -> int:
         return self.batch_size * self.gradient_accumulation_steps * block_size
 
-    def check_sizes(self, block_size: int) -> None:
-        """Raises InputError for a step that no machine takes: before data is read for it."""
-        for name, size in (
-            ("batch_size * block_size", self.batch_size * block_size),
-            (
-                "batch_size * block_size * gradient_accumulation_steps, the tokens of a step,",
-                self.tokens_per_step(block_size),
-            ),
-        ):
-            if size >= 2**63:
-                raise InputError(f"{name} is beyond 64 bits: lower one of them")
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if (needed := 16 * self.batch_size * block_size) > memory:  # ids and targets, int64
-            raise InputError(
-                f"batch_size={self.batch_size} of block_size={block_size} is {needed / 1e9:,.0f} GB of token ids "
-                f"alone, and the machine has {memory / 1e9:,.0f} GB: lower batch_size, raise "
-                "gradient_accumulation_steps"
-            )
+    def evaluated_tokens(self, block_size: int) -> int:
+        """Of each split, where it has so many."""
+        return self.eval_tokens or self.eval_iters * ITER_WINDOWS * block_size
 
     def notes(self) -> list[str]:
         """Fields that were set and have no effect, and those whose effect together is seldom meant."""
-        return [*fields.notes(self), *self._schedule_notes()]
+        notes = [*fields.notes(self), *self._schedule_notes()]
+        if self.resize_vocabulary and not self.init_from.startswith("hf:"):
+            notes.append(f"resize_vocabulary=True has no effect with init_from={self.init_from!r}")
+        return notes
 
     def _schedule_notes(self) -> Iterator[str]:
         warmup, last = self.warmup_iters, self.max_iters
@@ -245,6 +246,12 @@ class TrainConfig:
     def notes_here(self, model: ModelArchitectureConfig, device_type: str, world_size: int) -> list[str]:
         """Fields that give way to where the run is: its device, its processes, its output."""
         notes = []
+        if self.eval_tokens is None:
+            tokens, block_size = self.evaluated_tokens(model.block_size), model.block_size
+            notes.append(
+                f"eval_iters={self.eval_iters} means eval_tokens={tokens:,}: {self.eval_iters} x {ITER_WINDOWS} "
+                f"windows of {block_size:,}, whatever batch_size is"
+            )
         if world_size == 1 and (self.use_zero1 or self.use_fsdp):
             notes.append(
                 f"{'use_zero1' if self.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one"

@@ -35,11 +35,11 @@ class Checkpoints:
         world: World,
         config: TrainConfig,
         best: Mapping[str, Any] | None,
-        source_step: int | None,
+        stay: Collection[int] = (),
     ) -> None:
         self.out_dir, self.world, self.config = out_dir, world, config
         self.best = best  # {"step", "val_loss"} of the best that is saved
-        self.source_step = source_step  # that the run resumed from
+        self.stay = set(stay)  # steps whose checkpoints are kept besides: that the run resumed from
         self._events: list[dict[str, Any]] = []
         self._pending: tuple[Future, Mapping[str, Any] | None, float] | None = None
         if config.async_checkpoint:
@@ -139,7 +139,7 @@ class Checkpoints:
     ) -> Path:
         path = save_checkpoint(self.out_dir, tensors, state, resolved, self.world, group)
         if prune and self.world.rank == 0 and not self.config.always_save_checkpoint:
-            keep_steps = {state.step, self.source_step, state.best["step"] if state.best else None}
+            keep_steps = self.stay | {state.step, *([state.best["step"]] if state.best else [])}
             prune_checkpoints(self.out_dir, self.config.keep_last, keep_steps)
         return path
 

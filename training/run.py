@@ -11,7 +11,6 @@ In a world of processes every rank calls every method, at the same points of its
 """
 
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -22,10 +21,10 @@ import torch
 from base.errors import InputError, writing
 from base.files import writable_folder
 from base.locks import FolderLock, check_free
-from hardware.device import compile_problem, select_device, select_dtype
+from hardware.device import compile_problem, memory_bytes, select_device, select_dtype, wait_for
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
-from tokens.dataset import Dataset, tokenizer_files
+from tokens.dataset import Dataset, copy_tokenizer, tokenizer_files
 from tokens.loader import Batch
 from tokens.mixture import parse_mixture
 from training import checkpoint
@@ -35,6 +34,7 @@ from training.evaluate import evaluate
 from training.flops import flops_per_token
 from training.fp8 import check_fp8
 from training.keeping import Checkpoints, check_space, check_unchanged, set_aside_damaged, set_aside_run
+from training.measure import measurement, same
 from training.meters import EnergyMeter, StepTimer
 from training.optim import build_optimizers, learning_rate_at, muon_products, state_bytes
 from training.parallel import Strategy, build_strategy
@@ -43,7 +43,8 @@ from training.step import MicroBatch, StepResult, TrainStep
 from training.world import World
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-Loader = Callable[[str, ConfigurableGPT], object]  # fills the model with the weights that init_from names
+# Fills the model with the weights that init_from names, to be trained on the data of a folder; notes
+Loader = Callable[[str, ConfigurableGPT, Path], list[str]]
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Run:
     train_step: TrainStep
     state: RunState
     source: Path | None  # the checkpoint that it resumed from
+    stay: set[int]  # the steps of checkpoints that this session removes in no case
     attention_ms: dict[str, float | str]  # where backends were timed
     notes: list[str]  # what whoever starts the run should know
 
@@ -73,9 +75,9 @@ class Run:
         self.saved_step = state.step if self.source is not None else None
         # A signal may have cut off the evaluation of the step that it saved: that is made up for
         self.cut_off = self.source is not None and self._evaluates_at(state.step) and state.val_loss is None
-        self.timer = StepTimer(state.trained_s)
+        self.timer = StepTimer(state.trained_s, lambda: wait_for(self.device))
         self.energy = EnergyMeter(self.device, self.world, state.energy_j)
-        self.checkpoints = Checkpoints(self.out_dir, self.world, self.config, state.best, self.saved_step)
+        self.checkpoints = Checkpoints(self.out_dir, self.world, self.config, state.best, self.stay)
         self.batches: Iterator[Batch] = self.dataset.loader.prefetched(state.step, self.device)
 
     @property
@@ -117,6 +119,7 @@ class Run:
     def evaluate(self, stopping: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Mean loss of each split in nats a token; None where `stopping` says on all ranks that there is no
         time."""
+        self.timer.settle()
         losses = {}
         for split in ("train", "val"):
             batches = self.dataset.evaluation_batches(split)
@@ -137,8 +140,8 @@ class Run:
         micro_batches = (MicroBatch(m, next(self.batches), accumulation, last=m == own[-1]) for m in own)
         result = self.train_step(self.state.step, micro_batches)
         if read:
-            loss = self.world.sum(result.loss).item()
-            result = StepResult(loss, result.grad_norm.item(), result.lr)
+            loss, z_loss = self.world.sum(torch.stack([result.loss, result.z_loss])).tolist()
+            result = StepResult(loss, result.grad_norm.item(), result.lr, z_loss)
         self.timer.stop(steps=1)
         self.state.step += 1
         self.state.tokens = self.state.step * self.tokens_per_step
@@ -148,6 +151,7 @@ class Run:
     def bad_steps(self) -> int:
         """Steps that were skipped since the last good one, where they are so many that the run should end;
         else 0."""
+        self.timer.settle()
         n = self.train_step.guard.bad_in_a_row()
         return n if n >= self.config.max_bad_steps else 0
 
@@ -172,8 +176,7 @@ class Run:
                     check_unchanged(self.out_dir, self.source, self.start_step)
                 elif aside := set_aside_run(self.out_dir, tokenizer_files(self.out_dir)):
                     notes.append(f"the checkpoints of an earlier run are now in {aside}")
-                for file in tokenizer_files(self.dataset.folders[0]):
-                    shutil.copy(file, self.out_dir)
+                copy_tokenizer(self.dataset.folders[0], self.out_dir)
             except BaseException:
                 self.lock.release()
                 raise
@@ -184,6 +187,7 @@ class Run:
         returns. What becomes of it is among self.checkpoints.events(). Raises SaveFailed with `wait`."""
         if self.state.step == self.saved_step:
             return
+        self.timer.settle()
         guard, chosen = self.train_step.guard, self.model_config.attention_backend == "auto"
         self.state = replace(
             self.state,
@@ -215,6 +219,31 @@ def model_on_meta(model_config: ModelArchitectureConfig) -> ConfigurableGPT:
         raise InputError(f"a model of this size is not possible: {str(error).splitlines()[0]}") from error
 
 
+def check_memory(model: ConfigurableGPT, config: TrainConfig, world: World, device: torch.device) -> None:
+    """Raises InputError for what no allocation could hold: weights, or ids of a micro-batch, beyond all the memory
+    there is. What fits by this may still not train: plan.py tells."""
+    there = memory_bytes(device)
+    if there is None:
+        return
+    there //= world.local_size if device.type == "cpu" else 1
+    if config.tokens_per_step(model.config.block_size) >= 2**63:
+        raise InputError(
+            "the tokens of a step are beyond 64 bits: lower batch_size or gradient_accumulation_steps"
+        )
+    shards = (config.hybrid_shard_size or world.size) if config.use_fsdp else 1
+    tensors = [*model.parameters(), *model.buffers()]
+    weights = sum(t.numel() * t.element_size() for t in tensors) // shards
+    ids = 8 * config.batch_size * model.config.block_size
+    for what, n_bytes, then in (
+        ("the weights", weights, "a smaller model, or --use_fsdp over more processes"),
+        (f"the ids of batch_size={config.batch_size}", ids, "lower batch_size"),
+    ):
+        if n_bytes > there:
+            raise InputError(
+                f"{what} alone need {n_bytes / 1e9:,.0f} GB on each process, which has {there / 1e9:,.0f} GB: {then}"
+            )
+
+
 def derived_figures(model_config: ModelArchitectureConfig, config: TrainConfig) -> dict[str, int]:
     """What follows from a configuration. Raises InputError for a model beyond 64 bits."""
     model = model_on_meta(model_config)
@@ -241,8 +270,7 @@ def build_run(
     whatever is wrong with the input."""
     device = device or select_device(config.device, world.local_rank, world.local_size)
     dtype = select_dtype(config.dtype, device)
-    model_on_meta(model_config)  # a model that is not possible is said before data is read
-    config.check_sizes(model_config.block_size)
+    check_memory(model_on_meta(model_config), config, world, device)  # said before data is read
     check_fp8(config, model_config, device)
     strategy = build_strategy(config, world, device, dtype)
     out_dir = writable_folder(config.out_dir)
@@ -250,10 +278,11 @@ def build_run(
         world.by_rank_0(lambda: check_free(out_dir, "run"))
     prepare_embedded(config.dataset, world, data_root)
     dataset = open_dataset(model_config, config, world, data_root)
-    data = dataset.record(config.max_iters)
+    data, measured = dataset.record(config.max_iters), measurement(dataset, config, dtype, world)
+    if measured["bytes"]:
+        data["bytes_per_token"] = measured["bytes"] / measured["tokens"]
 
-    source, state, resume_notes = begin(model_config, config, world, data, device, dtype)
-
+    source, state, stay, resume_notes = begin(model_config, config, world, data, measured, device, dtype)
     kernel, kernels_ms = choose_kernel(model_config, config, device, dtype, world, state.attention_backend)
     no_compiler = compile_problem(device) if config.compile else None
     model = model_on_meta(replace(model_config, attention_backend=kernel))
@@ -261,7 +290,7 @@ def build_run(
     forward = strategy.wrap(model, seed, compile=config.compile and no_compiler is None)
     if state.origin == "imported":
         assert load_weights is not None, "init_from='hf:…' needs load_weights"
-        load_weights(config.init_from.removeprefix("hf:"), model)
+        resume_notes += load_weights(config.init_from.removeprefix("hf:"), model, dataset.folders[0])
     optimizers = build_optimizers(model, config, device, state.muon_products)
     if source is not None:
         checkpoint.load_weights(source, model)
@@ -286,7 +315,7 @@ def build_run(
         )
     return Run(
         model_config, config, world, device, dtype, strategy, dataset, model, optimizers, step, state, source,
-        kernels_ms, notes,
+        stay, kernels_ms, notes,
     )  # fmt: skip
 
 
@@ -295,11 +324,12 @@ def begin(
     config: TrainConfig,
     world: World,
     data: dict[str, Any],
+    measured: dict[str, Any],
     device: torch.device,
     dtype: torch.dtype,
-) -> tuple[Path | None, RunState, list[str]]:
-    """The checkpoint to resume from, if any, the state to begin with, and what changed since. Raises
-    InputError."""
+) -> tuple[Path | None, RunState, set[int], list[str]]:
+    """The checkpoint to resume from, if any, the state to begin with, the steps whose checkpoints stay, and what
+    changed since. Raises InputError."""
     source = None
     if config.init_from != "scratch":
         source = checkpoint.find_checkpoint(config.out_dir, world=world)
@@ -312,17 +342,37 @@ def begin(
             f"eval_only=True, but {config.out_dir}/checkpoints holds none: name another --out_dir, or pass "
             "--init_from=scratch to evaluate random weights"
         )
-    state, notes = RunState(muon_products=muon_products(device), data=data, dtype=str(dtype)[6:]), []
+    state, stay, notes = (
+        RunState(muon_products=muon_products(device), data=data, dtype=str(dtype)[6:]),
+        set(),
+        [],
+    )
     if source is not None:
         resolved = {"model": asdict(model_config), "train": asdict(config)}
         state, saved = checkpoint.load_state(source)
         notes = check_resumable(source, state, saved, resolved, data["fingerprint"])
+        stay = {state.step}
+        if not same(state.measurement, measured):
+            stay |= {state.best["step"]} if state.best else set()  # for this session
+            notes += measured_anew(state)
         notes += begin_anew(state, data, str(dtype)[6:])
         state.origin = "resume"
     elif config.init_from.startswith("hf:"):
         state.origin = "imported"
+    state.measurement = measured
     state.wandb_run_id = state.wandb_run_id or secrets.token_hex(4)
-    return source, state, notes
+    return source, state, stay, notes
+
+
+def measured_anew(state: RunState) -> list[str]:
+    """Forgets the losses that an earlier session measured in another way. Notes."""
+    best, state.best, state.val_loss = state.best, None, None
+    if best is None:
+        return []
+    return [
+        f"what is evaluated is not what it was when step {best['step']} was the best, with {best['val_loss']:.4f}: the best "
+        "starts anew"
+    ]
 
 
 def open_dataset(
@@ -337,7 +387,7 @@ def open_dataset(
         batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         seed=config.seed,
-        eval_iters=config.eval_iters,
+        eval_tokens=config.evaluated_tokens(model_config.block_size),
         data_dtype=None if config.data_dtype == "auto" else config.data_dtype,
         document_masking=config.document_masking,
         rank=world.rank,

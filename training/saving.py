@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.distributed.tensor import DTensor
 
-from base.errors import InputError
+from base.errors import InputError, MachineError
 from base.files import fsync, json_bytes, write_durably
 from base.locks import FolderLock, is_held
 from training.checkpoint import checkpoint_path, find_problem, leftovers
@@ -77,7 +77,7 @@ def save_checkpoint(
     return writer.path
 
 
-class SaveFailed(OSError):
+class SaveFailed(MachineError):
     """A checkpoint could not be written; those before it are untouched."""
 
 

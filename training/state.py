@@ -24,6 +24,7 @@ TYPES: dict[str, tuple[type, ...]] = {
     "energy_j": (*NUMBER, NoneType),
     "val_loss": (*NUMBER, NoneType),
     "best": (dict, NoneType),
+    "measurement": (dict, NoneType),
     "grad_scaler": (dict,),
     "guard": (dict, NoneType),
     "wandb_run_id": (str, NoneType),
@@ -71,6 +72,7 @@ class RunState:
     energy_j: float | None = 0.0  # joules, over all sessions; None: not measured
     val_loss: float | None = None  # evaluated at this step
     best: dict[str, Any] | None = None  # {"step", "val_loss"} of the best checkpoint
+    measurement: dict[str, Any] | None = None  # that both were evaluated by (training/measure.py)
     grad_scaler: dict[str, Any] = field(default_factory=dict)
     guard: dict[str, float] | None = None  # of StepGuard
     wandb_run_id: str | None = None  # names the run to log backends, in every session

@@ -23,7 +23,7 @@ import torch.distributed
 import torch.multiprocessing
 from torch import Tensor
 
-from base.errors import InputError
+from base.errors import InputError, one_line
 
 T = TypeVar("T")
 
@@ -43,7 +43,8 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """Raises InputError for a WORLD_SIZE without the rest of what torchrun sets."""
+        """Raises InputError for a part of what torchrun sets without the rest, and for numbers that contradict each
+        other: a rank that takes itself for the only one would train a run of its own."""
         env = os.environ
         numbers = []
         for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)):
@@ -59,6 +60,14 @@ class World:
             raise InputError(
                 f"WORLD_SIZE={world.size}, but {', '.join(missing)} is not set: start with torchrun"
             )
+        if not (world.rank < world.size >= world.local_size > world.local_rank):
+            said = ", ".join(
+                f"{v}={env[v]}" for v in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE") if v in env
+            )
+            raise InputError(f"{said} in the environment cannot be: start with torchrun, or unset them")
+        port = env.get("MASTER_PORT", "1")
+        if world.size > 1 and not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) < 65536):
+            raise InputError(f"MASTER_PORT={port!r} in the environment is not a port, 1 to 65535")
         return world
 
     @contextlib.contextmanager
@@ -69,7 +78,7 @@ class World:
             yield
             return
         timeout = timedelta(seconds=timeout_s)
-        store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+        store, rank, size = rendezvous(timeout)
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             # torchrun keeps one store over all restarts: without a prefix a rank may read where one that is
             # dead listened. Nodes count their restarts each by itself; scripts/torchrun_nodes.sh has a new
@@ -142,6 +151,19 @@ class World:
         if (problem := self.first(problem)) is not None:
             raise InputError(problem)
         return done
+
+
+def rendezvous(timeout: timedelta) -> tuple[torch.distributed.Store, int, int]:
+    """Where the processes meet, this one's rank and their number. Raises InputError where they do not: the address
+    is wrong, its port is taken, or nobody answers."""
+    try:
+        return next(torch.distributed.rendezvous("env://", timeout=timeout))
+    except (torch.distributed.DistError, ValueError, OSError) as error:
+        where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+        raise InputError(
+            f"the processes cannot meet at {where} ({one_line(error)[:200]}): the address must be that of rank 0's machine, "
+            f"its port free there, and all processes must start within {timeout.total_seconds():.0f} s"
+        ) from error
 
 
 def on_ranks(size: int, work: Callable[..., Any], *args: Any) -> list[Any]:

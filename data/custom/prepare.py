@@ -1,8 +1,11 @@
-"""Your own text as a dataset: a folder, files or a pattern of .jsonl, .jsonl.zst, .jsonl.gz, .parquet,
-.txt, .md or .rst.
+"""Your own text as a dataset: a folder, files or a pattern of .jsonl, .json, .csv, .parquet, .txt, .md, .html, .py and others,
+compressed or not.
 
 python data/custom/prepare.py --source=my_texts/ --tokenizer=qwen3
 python train.py config/quickstart.py --dataset=custom --vocab_size=151936 --out_dir=out-custom
+
+python data/custom/prepare.py --source=my_texts/ --train_tokenizer=8192       # a vocabulary of its own
+python train.py config/quickstart.py --dataset=custom --vocab_size=8192 --out_dir=out-custom
 """
 
 import sys

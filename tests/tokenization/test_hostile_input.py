@@ -10,12 +10,15 @@ import pytest
 from preparing import FORMATS, TEXTS, custom, files_of, refused
 
 from base.errors import InputError, MissingFile, MissingPackage
-from tokenization import merging
-from tokenization.file_source import FileSource, find_files
+from tokenization import merging, pipeline
+from tokenization.command import report
+from tokenization.file_source import FileSource
 from tokenization.job import Job, Settings, identity_of
 from tokenization.pipeline import prepare
-from tokenization.progress import read_progress
+from tokenization.progress import finished, read_progress
+from tokenization.searching import find_files
 from tokenization.worker import in_another_process
+from tokens.verify import verify
 
 pytest_plugins = ["preparing_fixtures"]
 
@@ -97,6 +100,51 @@ def test_progress_that_is_a_folder(begun):
     (out / "progress.json").mkdir()
     with pytest.raises(InputError, match=r"progress\.json is not a file"):
         read_progress(out, identity)
+
+
+def test_a_finished_meta_of_any_shape(prepare_custom, in_this_process, capsys):
+    """Read again by the command that made it, and by --verify."""
+    out = prepare_custom("out", "--limit=60", "--shard_tokens=1e6")
+    meta = json.loads((out / "meta.json").read_bytes())
+    identity, refusals = meta["preparation"]["identity"], 0
+    for path in paths_in(meta):
+        if path[:2] == ("preparation", "identity") and len(path) > 2:
+            continue  # what differs is another dataset
+        for value in [*VALUES, "\x1b[2J\n"]:
+            (out / "meta.json").write_text(json.dumps(changed(meta, path, value)))
+            for act in (lambda: report(out, finished(out, identity, print)), lambda: verify(out)):
+                try:
+                    act()
+                except InputError as error:
+                    assert "\n" not in str(error) and "\x1b" not in str(error)
+                    refusals += 1
+    assert refusals > 500 and "\x1b" not in capsys.readouterr().out
+
+
+def test_names_from_the_data_do_not_reach_the_terminal_as_they_are(
+    toy_folder, tmp_path, in_this_process, capsys
+):
+    rows = [{"text": text, "meta": {"set": f"\x1b[2J{i % 2}\n" * 99}} for i, text in enumerate(TEXTS)]
+    content = "".join(json.dumps(row) + "\n" for row in rows) + "{\n"
+    (tmp_path / "a\x1b[31m.jsonl").write_text(content)
+    flags = f"--source={tmp_path}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'out'}"
+    assert custom(*flags, "--source_field=meta.set", "--workers=1") == 0
+    printed = capsys.readouterr()
+    assert "\x1b" not in printed.out and r"\x1b[2J0\n" in printed.out and r"bad row" in printed.out
+    assert max(map(len, printed.out.splitlines())) < 1000
+
+
+def test_a_source_field_of_too_many_values(
+    corpus, toy_folder, tmp_path, in_this_process, capsys, monkeypatch
+):
+    monkeypatch.setattr(pipeline, "MAX_SOURCES", 2)
+    flags = (
+        f"--source={corpus}",
+        f"--tokenizer={toy_folder}",
+        f"--out_dir={tmp_path / 'out'}",
+        "--source_field=meta.set",
+    )
+    assert "the source field has more than 2 values" in refused(capsys, *flags)
 
 
 def test_merge_plan_of_any_shape(prepare_custom, in_this_process, tmp_path):

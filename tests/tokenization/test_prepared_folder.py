@@ -81,12 +81,12 @@ def test_what_others_left_in_the_folder_is_not_touched(corpus, toy_folder, tmp_p
     assert (out / "train.bin").read_bytes() == b"nanoGPT"
 
 
-def test_no_held_out_document_is_refused_and_cleaned_up(
+def test_a_corpus_without_a_split_is_refused_and_cleaned_up(
     corpus, toy_folder, tmp_path, capsys, in_this_process, prepare_custom
 ):
     flags = f"--source={corpus}", f"--tokenizer={toy_folder}", f"--out_dir={tmp_path / 'out'}", "--workers=1"
-    assert "of 600 documents none fell into val with val_fraction=1e-09" in refused(
-        capsys, *flags, "--val_fraction=1e-9"
+    assert "all of 600 documents are held out with val_fraction=0.999999999: pass a smaller one" in refused(
+        capsys, *flags, "--val_fraction=0.999999999"
     )
     assert not [p.name for p in (tmp_path / "out").iterdir() if p.name != "tokenizer.json"]
     assert files_of(prepare_custom("out")) == files_of(prepare_custom("other"))

@@ -24,7 +24,7 @@ from source_formats import (
 from base.errors import MissingFile
 from tokenization import cutting
 from tokenization.batches import TOO_LONG
-from tokenization.file_source import find_files
+from tokenization.searching import find_files
 
 
 @pytest.fixture
@@ -333,13 +333,13 @@ def test_find_files(write, tmp_path):
     names = ["b/x.jsonl", "a/y.jsonl.zst", "a/deep/z.parquet", "c.txt", "d.md.gz"]
     files = {name: write(name, b"x") for name in [*names, "a/notes.doc", "a/picture.png"]}
     every = sorted(files[name] for name in names)
-    assert find_files([tmp_path]) == every
+    assert find_files([tmp_path]).files == every
     assert (
-        find_files([tmp_path / "a", f"{tmp_path}/**/*.jsonl*", files["c.txt"], f"{tmp_path}/*.md.gz"])
+        find_files([tmp_path / "a", f"{tmp_path}/**/*.jsonl*", files["c.txt"], f"{tmp_path}/*.md.gz"]).files
         == every
     )
-    assert find_files([files["c.txt"], files["c.txt"]]) == [files["c.txt"]]
-    assert find_files([f"{tmp_path}/?.txt"]) == [files["c.txt"]]
+    assert find_files([files["c.txt"], files["c.txt"]]).files == [files["c.txt"]]
+    assert find_files([f"{tmp_path}/?.txt"]).files == [files["c.txt"]]
 
 
 @pytest.mark.parametrize(
@@ -380,4 +380,4 @@ def test_a_file_reached_twice_is_read_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     twice = ["*.jsonl", tmp_path / "a.jsonl", "more/b.jsonl", tmp_path]
     for named in (twice, twice[::-1]):
-        assert [file.name for file in find_files(named)] == ["a.jsonl", "b.jsonl"]
+        assert [file.name for file in find_files(named).files] == ["a.jsonl", "b.jsonl"]

@@ -30,10 +30,10 @@ def test_meta_pkl_speaks_of_the_vocabulary(nanogpt):
         ValueError, match=r"meta\.pkl has vocab_size 50257, the model 50000: set --vocab_size=50257"
     ):
         open_tokens(folder, "train", 50000, "uint16")
-    for meta in ([1], {"vocab_size": "97"}, {"vocab_size": -1}):
+    for meta in ([1], {"vocab_size": "97"}, {"vocab_size": -1}, {"vocab_size": 2**32}):
         (folder / "meta.pkl").write_bytes(pickle.dumps(meta))
         with pytest.raises(
-            ValueError, match=r"meta\.pkl is not a dictionary with a whole number as vocab_size"
+            ValueError, match=r"meta\.pkl is not a dictionary with a whole number of 32 bits as vocab_size"
         ):
             open_tokens(folder, "train", 50257, "uint16")
     (folder / "meta.pkl").unlink()

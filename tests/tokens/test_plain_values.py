@@ -25,6 +25,11 @@ class Innocent:
     pass
 
 
+def doubled(n):
+    """A list and n tuples, of which each holds what is before it twice."""
+    return b"]\x94" + b"".join(b"h%ch%c\x86\x94" % (i, i) for i in range(n))
+
+
 HOSTILE = {
     "a call": pickle.dumps({"vocab_size": 97, "x": Hostile()}),
     "a call, protocol 0": pickle.dumps(Hostile(), protocol=0),
@@ -53,6 +58,12 @@ HOSTILE = {
     "a key without a value": b"\x80\x04}(Nu.",
     "an append to a dictionary": b"\x80\x04}Na.",
     "items of a list": b"\x80\x04](NNu.",
+    "2^38 values in 250 bytes": b"\x80\x04}\x8c\x01a](" + doubled(38) + b"es.",
+    "a vocab_size of 2^36 values": b"\x80\x04}\x8c\x0avocab_size](" + doubled(36) + b"es.",
+    "2^200 values and nothing else": b"\x80\x04](" + doubled(200) + b"e.",
+    "a list in itself": b"\x80\x04}\x8c\x01a]\x94h\x00as.",
+    "a dictionary in itself": b"\x80\x04}\x94\x8c\x01ah\x00s.",
+    "two lists in each other": b"\x80\x04}\x8c\x01a]\x94]\x94h\x00aas.",
 }
 
 
@@ -67,6 +78,14 @@ def test_a_hostile_meta_pkl_is_refused_and_not_executed(nanogpt, monkeypatch, na
         open_tokens(folder, "train", 50257, "uint16")
     assert "\n" not in str(caught.value)
     assert not (folder / "hostile").exists()
+
+
+def test_what_never_returned_is_refused_for_its_size():
+    assert len(HOSTILE["2^38 values in 250 bytes"]) < 250
+    many = [name for name in HOSTILE if " values" in name]
+    for name in [*many, "a list in itself", "two lists in each other"]:
+        with pytest.raises(InputError, match="more than 1,000,000 values"):
+            plain_values(HOSTILE[name], Path("x"))
 
 
 def test_the_hostile_calls_would_have_worked(tmp_path, monkeypatch):
@@ -95,6 +114,13 @@ def test_a_memo_shares_what_it_holds():
         "x": ["a"],
         "y": (["a"], ["a"]),
     }
+
+
+def test_what_is_shared_a_little_is_read():
+    """A table that comes up ten times."""
+    itos = {i: chr(i + 300) for i in range(20_000)}
+    meta = {"itos": itos, "again": [itos] * 9, "stoi": {s: i for i, s in itos.items()}}
+    assert plain_values(pickle.dumps(meta), Path("x")) == meta
 
 
 def test_nesting_alone_is_no_fault(nanogpt):

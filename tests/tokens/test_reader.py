@@ -28,6 +28,31 @@ def set_top(key, value):
     return lambda folder: edit_meta(folder, lambda m: m.update({key: value}))
 
 
+def set_split(key, value):
+    return lambda folder: edit_meta(folder, lambda m: m["splits"]["train"].update({key: value}))
+
+
+def more_documents(meta):
+    split = meta["splits"]["train"]
+    for shard in split["shards"]:
+        shard["documents"] = 5000
+    split["documents"] = 5000 * len(split["shards"])
+
+
+def rename_shard(folder, name, link):
+    """meta.json lists a second name of the first training shard in place of the only one for validation."""
+    link(folder / name, folder / "train_00000.bin")
+    edit_meta(
+        folder,
+        lambda m: m["splits"]["val"]["shards"].append({**m["splits"]["train"]["shards"][0], "file": name}),
+    )
+
+
+def put(file):
+    file.write_text("x")
+    return file
+
+
 def swap(folder):
     os.rename(folder / "train_00002.bin", folder / "x")
     os.rename(folder / "train_00001.bin", folder / "train_00002.bin")
@@ -76,6 +101,28 @@ DAMAGES = {
     "foreign tokenizer": (lambda d: (d / "tokenizer.json").write_text("{}"), InputError,
                           r"d/tokenizer\.json is not the tokenizer 'toy' of the shards: its sha256 is 44136fa355b3"),
     "eot_id": (set_top("eot_id", VOCAB), InputError, r"meta\.json: eot_id 200000 has no row in its vocabulary of 200000"),
+    "eot_id of no token": (lambda d: edit_meta(d, lambda m: m["tokenizer"].update(length=VOCAB - 1)), InputError,
+                           "eot_id 199999 has .* or no token among the 199999 of its tokenizer"),
+    "a tokenizer larger than the vocabulary": (lambda d: edit_meta(d, lambda m: m["tokenizer"].update(length=VOCAB + 1)),
+                                               InputError, "vocab_size 200000 is smaller than the 200001 tokens"),
+    "a float": (set_shard("tokens", 100.0), InputError, r"shard 1: 'tokens' is '100\.0', expected int"),
+    "a count of true": (set_shard("documents", True), InputError, "shard 1: 'documents' is 'True', expected int"),
+    "documents": (set_shard("documents", 70), InputError, r"split 'train' says 30 documents, its shards sum to \d+"),
+    "more documents than tokens": (lambda d: edit_meta(d, more_documents), InputError,
+                                   r"says \d+ documents, but \d+ tokens, and each document ends with one"),
+    "no text": (set_split("text_bytes", 0), InputError, r"split 'train' says 0 bytes of text for \d+ tokens, which cannot be"),
+    "too little text": (set_split("text_bytes", 9), InputError, r"says 9 bytes of text for \d+ tokens, which cannot be"),
+    "too much text": (set_split("text_bytes", 2**62), InputError, r"says 4611686018427387904 bytes of text for \d+ tokens"),
+    "a link to a shard": (lambda d: rename_shard(d, "x.bin", lambda new, old: new.symlink_to(old.name)), InputError,
+                          r"meta\.json lists 'x\.bin' twice, once as 'train_00000\.bin'"),
+    "a hard link to a shard": (lambda d: rename_shard(d, "x.bin", lambda new, old: os.link(old, new)), InputError,
+                               r"meta\.json lists 'x\.bin' twice, once as 'train_00000\.bin'"),
+    "a tokenizer's file from elsewhere": (lambda d: (d / "tokenizer_config.json").symlink_to("/etc/passwd"), InputError,
+                                          r"tokenizer_config\.json is a link out of the folder, to /etc/passwd"),
+    "a tokenizer's file from above": (lambda d: (d / "merges.txt").symlink_to(put(d.parent / "merges.txt")), InputError,
+                                      r"merges\.txt is a link out of the folder"),
+    "a tokenizer's file that is huge": (lambda d: os.truncate(put(d / "tokenizer.model"), (1 << 30) + 1), InputError,
+                                        r"tokenizer\.model has 1,073,741,825 bytes, more than a tokenizer's file has"),
     "a shard twice": (lambda d: edit_meta(d, lambda m: m["splits"]["train"].update(
         shards=[*m["splits"]["train"]["shards"], m["splits"]["train"]["shards"][0]],
         tokens=m["splits"]["train"]["tokens"] + SHARD)), InputError, r"meta\.json lists 'train_00000\.bin' twice"),
@@ -107,7 +154,10 @@ def test_damage_is_named_before_training(toy_dataset, name):
         (lambda path: path.symlink_to("nowhere"), "is missing"),
         (lambda path: path.symlink_to(path), r"cannot be read \(.*symbolic links"),
         (lambda path: path.symlink_to("/dev/zero"), "is not a file"),
-        (lambda path: path.symlink_to("/proc/self/mem"), r"has 0 bytes|cannot be read \(Input/output error"),
+        (
+            lambda path: path.symlink_to("/proc/self/mem"),
+            r"has 0 bytes|cannot be read \(Input/output error|is a link out of the folder",
+        ),
     ],
 )
 def test_what_is_not_a_readable_file_is_named(toy_dataset, name, put, message):

@@ -28,6 +28,16 @@ def repeat_a_shard(folder):
     edit_meta(folder, lambda m: m["splits"]["train"]["shards"].append(m["splits"]["train"]["shards"][0]))
 
 
+def link_a_shard(folder):
+    (folder / "zz.bin").symlink_to("train_00000.bin")
+
+    def edit(meta):
+        first = meta["splits"]["train"]["shards"][0]
+        meta["splits"]["val"]["shards"].append({**first, "file": "zz.bin"})
+
+    edit_meta(folder, edit)
+
+
 def replace(name, put):
     def change(folder):
         (folder / name).unlink()
@@ -67,7 +77,13 @@ PROBLEMS = {
     "not listed": (lambda d: (d / "val_00077.bin").write_bytes(b""), "d/val_00077.bin: not listed in meta.json"),
     "no tokenizer": (lambda d: (d / "tokenizer.json").unlink(), "d/tokenizer.json: missing"),
     "another tokenizer": (lambda d: (d / "tokenizer.json").write_text("[]"), "d/tokenizer.json: not the tokenizer that"),
-    "the vocabulary": (lambda d: edit_meta(d, lambda m: m.update(eot_id=VOCAB)), "d/meta.json: vocab_size 200000 is smaller"),
+    "the vocabulary": (lambda d: edit_meta(d, lambda m: m["tokenizer"].update(length=VOCAB + 1)),
+                       "d/meta.json: vocab_size 200000 is smaller"),
+    "one file of two names": (link_a_shard, "d/meta.json: lists zz.bin twice, once as train_00000.bin"),
+    "absurd text": (lambda d: edit_meta(d, lambda m: m["splits"]["val"].update(text_bytes=1 << 50)),
+                    "d/meta.json: split 'val' says 1125899906842624 bytes of text for"),
+    "a tokenizer's file from elsewhere": (lambda d: (d / "tokenizer_config.json").symlink_to("/etc/passwd"),
+                                          "d/tokenizer_config.json is a link out of the folder, to /etc/passwd"),
     "an odd split": (lambda d: edit_meta(d, lambda m: m["splits"].update({"/[!*": m["splits"]["val"]})), "twice"),
 }  # fmt: skip
 

@@ -93,7 +93,7 @@ def faulty_runs(world: World, folder: Path) -> None:
             sabotage.full_disk_at = set()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             name = f"{signal.Signals(number).name}{strategy}"
-            flags = ["--eval_interval=2", "--eval_iters=8", *[strategy] * bool(strategy)]
+            flags = ["--eval_interval=2", "--eval_tokens=256", *[strategy] * bool(strategy)]
             if broken_rank:
                 sabotage.signal_at = {4: number}
             run(name, *flags)
@@ -294,7 +294,7 @@ def test_death_at_every_operation_of_a_save_loses_nothing(tmp_path):
     good = digests(start, 2)
 
     def save(out_dir: Path) -> None:
-        checkpoints = keeping.Checkpoints(out_dir, World(), config, None, None)
+        checkpoints = keeping.Checkpoints(out_dir, World(), config, None)
         checkpoints.save(tensors, RunState(step=3, val_loss=None), {}, wait=True)
 
     found_at, n = [], 0

@@ -14,7 +14,7 @@ from conftest import TINY_FLAGS, read_events, record_tokenizer, write_dataset
 from run_folders import exit_code, losses, read_complete, signal_after, weights
 
 from inference.models import find_model
-from tokens.dataset import tokenizer_files
+from tokens.format import tokenizer_files
 from training import checkpoint, keeping, saving
 from training import run as training_run
 from training.config import TrainConfig
@@ -47,8 +47,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, tmp_path, dataset):
     flags = [
         *TINY_FLAGS,
         f"--dataset={dataset}",
-        "--max_iters=200",
-        "--eval_interval=100",
+        "--max_iters=100",
+        "--eval_interval=50",
         "--checkpoint_interval=20",
     ]
     run("whole", *flags)
@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, tmp_path, dataset):
         if number != signal.SIGKILL:
             assert read_events(out)[-1]["reason"] == f"signal {number.name}"
         assert run(number.name, *flags) == 0
-        whole, resumed = weights(tmp_path / "whole", 200), weights(out, 200)
+        whole, resumed = weights(tmp_path / "whole", 100), weights(out, 100)
         assert all(torch.equal(whole[name], resumed[name]) for name in whole), number.name
 
 
@@ -350,7 +350,7 @@ def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monk
 
 
 def test_the_best_may_be_one_that_was_rated_after_it_was_saved(tmp_path):
-    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(), {"step": 2, "val_loss": 3.0}, 4)
+    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(), {"step": 2, "val_loss": 3.0}, {4})
     checkpoints.rate(4, None)
     checkpoints.rate(4, 3.5)
     assert checkpoints.best == {"step": 2, "val_loss": 3.0}
