@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+from base.characters import printable
+
 EXIT_INPUT = 2  # the user's input is wrong
 EXIT_INTERRUPTED = 130  # Ctrl-C, as a shell reports it
 EXIT_STOPPED = 75  # stopped by a signal after saving: the same command resumes (EX_TEMPFAIL of sysexits.h)
@@ -71,8 +73,6 @@ def input_errors(first_to_say: Callable[[str], bool] = lambda message: True) -> 
     """Around a program: an InputError ends it with one line on stderr and exit code 2, what the machine refused with
     one and exit code 1, Ctrl-C with 130. Of several processes the one speaks for which first_to_say(message) is
     true. Control characters, which names and files may hold, are made visible."""
-    from base.text import printable  # which raises errors of this file
-
     try:
         yield
     except KeyboardInterrupt:

@@ -2,9 +2,9 @@
 
 import logging
 import reprlib
-import unicodedata
 from collections.abc import Sequence
 
+from base.characters import printable
 from base.errors import InputError
 
 
@@ -66,21 +66,6 @@ def brief(value: object, limit: int = 40) -> str:
 def in_markdown(text: str) -> str:
     """The text as it may stand in a cell or a line of Markdown: without what ends a cell or begins HTML."""
     return text.replace("|", "\\|").replace("<", "&lt;")
-
-
-# Marks that turn the direction of what follows, so that it reads as something else, and two more line breaks
-MISLEADING = set("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2028\u2029\u2066\u2067\u2068\u2069")
-
-
-def printable(text: str) -> str:
-    """The text with control characters, which could move a terminal's cursor or change its colours, marks that turn
-    its direction, and surrogates, which no encoding takes, as escapes; line breaks and tabs stay."""
-    return "".join(
-        c
-        if c in "\n\t" or not (c in MISLEADING or unicodedata.category(c) in ("Cc", "Cs"))
-        else c.encode("unicode_escape").decode()
-        for c in text
-    )
 
 
 class PlainFormatter(logging.Formatter):
