@@ -350,7 +350,7 @@ def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monk
 
 
 def test_the_best_may_be_one_that_was_rated_after_it_was_saved(tmp_path):
-    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(), {"step": 2, "val_loss": 3.0}, {4})
+    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(), {"step": 2, "val_loss": 3.0}, 4)
     checkpoints.rate(4, None)
     checkpoints.rate(4, 3.5)
     assert checkpoints.best == {"step": 2, "val_loss": 3.0}
