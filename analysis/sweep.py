@@ -3,6 +3,7 @@
 A run that is done is left alone, one that broke off resumes from its checkpoint, so that the same command
 again does what is missing."""
 
+import ctypes
 import shlex
 import signal
 import subprocess
@@ -48,10 +49,18 @@ def shown(choices: Mapping[str, Any], name: str) -> str:
     return "nothing" if value is ABSENT else repr(value)
 
 
+def end_with_parent() -> None:
+    """Called in a child: Linux sends it SIGTERM when its parent dies, by kill -9 too."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
 def launch(command: Sequence[str]) -> tuple[int, bool]:
     """Runs the command; (its exit code, whether a signal came meanwhile). SIGTERM, SIGINT and SIGUSR1 are
     passed on to it, once each: it saves and ends."""
-    child = subprocess.Popen(command, start_new_session=True)  # so that Ctrl-C reaches it through us, once
+    # A session of its own, so that Ctrl-C reaches it through us, once
+    child = subprocess.Popen(command, start_new_session=True, preexec_fn=end_with_parent)
     received = []
 
     def forward(number: int, frame: object) -> None:

@@ -18,6 +18,7 @@ import socket
 import stat
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -185,7 +186,7 @@ def _in_use(folder: Path, who: str, record: dict[str, Any] | None) -> str:
     holder = ""
     if record is not None:
         names = f"process {record['pid']} on {record['host']}, since {record['since']}, {record['command']}"
-        holder = f" ({printable(names)[:300]})"
+        holder = f" ({textwrap.shorten(printable(names), 300, placeholder=' …')})"
     here = record is not None and (record["pid"], record["machine"]) == (os.getpid(), _machine())
     what = "close it" if here else "wait for it, stop it"
     return f"another {who} is at work in {folder}{holder}: {what}, or choose another folder"

@@ -211,3 +211,15 @@ def test_bad_input(argv, said, tiny, capsys):
     captured = capsys.readouterr()
     assert stopped.value.code == 2 and captured.out == "" and sorted(os.listdir()) == before
     assert said in captured.err and captured.err.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux tells a child of its parent's death")
+def test_what_a_sweep_trains_ends_with_it():
+    child = "import signal, sys; print('there', flush=True); signal.pause()"
+    code = f"import sys; from analysis.sweep import launch; launch([sys.executable, '-c', {child!r}])"
+    sweeping = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE)
+    with sweeping.stdout:
+        assert sweeping.stdout.readline() == b"there\n"
+        sweeping.kill()
+        sweeping.wait()
+        assert sweeping.stdout.read() == b""  # the child has it too: this ends when the child does

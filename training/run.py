@@ -77,7 +77,9 @@ class Run:
         self.cut_off = self.source is not None and self._evaluates_at(state.step) and state.val_loss is None
         self.timer = StepTimer(state.trained_s, lambda: wait_for(self.device))
         self.energy = EnergyMeter(self.device, self.world, state.energy_j)
-        self.checkpoints = Checkpoints(self.out_dir, self.world, self.config, state.best, self.stay)
+        self.checkpoints = Checkpoints(
+            self.out_dir, self.world, self.config, state.best, self.saved_step, self.stay
+        )
         self.batches: Iterator[Batch] = self.dataset.loader.prefetched(state.step, self.device)
 
     @property

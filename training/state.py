@@ -1,5 +1,6 @@
 """What survives a crash besides weights and optimizers: one record, state.json of a checkpoint."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -106,12 +107,18 @@ class RunState:
             if key in content:
                 typed(f"{file}: {key}", content[key], types(cls)[key])
         content["data"] = NO_DATA | content["data"]
+        there = {file: content}  # by how a message names it
         for name, kinds_of in RECORDS.items():
-            for key, kinds in kinds_of.items() if content.get(name) else ():
-                entry(content[name], key, kinds, f"{file}: {name}", again)
-        for name, record in ((file, content), (f"{file}: best", content.get("best") or {})):
-            for key in record.keys() & {"step", "tokens"}:
-                count_entry(record, key, name, again)
+            if content.get(name) is not None and (content[name] or name == "best"):
+                there[f"{file}: {name}"] = content[name]
+                for key, kinds in kinds_of.items():
+                    entry(content[name], key, kinds, f"{file}: {name}", again)
+        for name, record in there.items():
+            for key, value in record.items():
+                if key in ("step", "tokens") or (isinstance(value, int) and abs(value) >= 2**63):
+                    count_entry(record, key, name, again)
+        if content.get("best") and not math.isfinite(content["best"]["val_loss"]):
+            raise InputError(f"{file}: best: 'val_loss' is not finite: {again}")
         state = cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
         if not state.has_data:  # earlier versions wrote no origin
             state.origin = "imported"

@@ -60,7 +60,10 @@ class World:
             raise InputError(
                 f"WORLD_SIZE={world.size}, but {', '.join(missing)} is not set: start with torchrun"
             )
-        if not (world.rank < world.size >= world.local_size > world.local_rank):
+        local_size = (
+            world.local_size if "LOCAL_WORLD_SIZE" in env else world.size
+        )  # other launchers leave it out
+        if not (world.rank < world.size >= local_size > world.local_rank):
             said = ", ".join(
                 f"{v}={env[v]}" for v in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE") if v in env
             )

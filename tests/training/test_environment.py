@@ -43,7 +43,13 @@ def test_half_of_what_torchrun_sets_is_refused(env, values, said):
 
 
 @pytest.mark.parametrize(
-    "values, world", [({}, World()), (TORCHRUN, World(1, 1, 2, 2)), ({"RANK": "0"}, World())]
+    "values, world",
+    [
+        ({}, World()),
+        (TORCHRUN, World(1, 1, 2, 2)),
+        ({"RANK": "0"}, World()),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": None}, World(1, 1, 2, 1)),
+    ],
 )
 def test_what_torchrun_sets_is_taken(env, values, world):
     env(**values)

@@ -1,14 +1,20 @@
 """What must match where a run resumes, and what is only said."""
 
+import json
+import math
 from dataclasses import asdict
 
 import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from base.errors import InputError
 from base.files import write_json
 from model_config import ModelArchitectureConfig
 from training.config import TrainConfig
-from training.state import RunState, begin_anew, check_resumable
+from training.optim import StepGuard
+from training.state import RECORDS, RunState, begin_anew, check_resumable
 
 
 @pytest.fixture
@@ -108,6 +114,9 @@ def test_the_type_of_the_matmuls_is_said_where_the_device_chose_it(state):
     ("best", {"step": "3", "val_loss": 1.0}),
     ("best", {"val_loss": 1.0}),
     ("best", {"step": 3, "val_loss": None}),
+    ("best", {"step": 3, "val_loss": float("nan")}),
+    ("best", {}),
+    ("trained_s", 10**400),
     ("best", {"step": -3, "val_loss": 1.0}),
     ("guard", {"mean_norm": "high"}),
     ("guard", {"bad_in_a_row": [1]}),
@@ -127,3 +136,42 @@ def test_contents_of_another_type_are_refused(tmp_path, state, key, value):
     write_json(tmp_path / "state.json", state.to_json() | {key: value})
     with pytest.raises(InputError, match=rf"state\.json: '?{key}"):
         RunState.read(tmp_path)
+
+
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.just(10**400) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+PLACES = [
+    *[(key,) for key in RunState().to_json()],
+    *[(name, key) for name, keys in RECORDS.items() for key in keys],
+]
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+@given(place=st.sampled_from(PLACES), value=ANY)
+def test_a_state_of_any_contents_is_read_or_refused(tmp_path, place, value):
+    whole = RunState(
+        step=3,
+        best={"step": 3, "val_loss": 1.0},
+        guard=StepGuard(TrainConfig(), torch.device("cpu")).state(),
+        grad_scaler=torch.amp.GradScaler("cpu").state_dict(),
+        data={"dataset": "d", "fingerprint": "f" * 64},
+    ).to_json()
+    *path, last = place
+    record = whole
+    for key in path:
+        record = record[key]
+    record[last] = value
+    (tmp_path / "state.json").write_text(json.dumps(whole))
+    try:
+        state = RunState.read(tmp_path)
+    except InputError as error:
+        assert "\n" not in str(error)
+        return
+    data = {"dataset": "d", "fingerprint": "f" * 64, "val_fingerprint": "a" * 64}
+    begin_anew(state, data, "float32")
+    StepGuard(TrainConfig(), torch.device("cpu"), state.guard)
+    torch.amp.GradScaler("cpu", enabled=bool(state.grad_scaler)).load_state_dict(state.grad_scaler)
+    assert state.step >= 0 and (state.best is None or math.isfinite(state.best["val_loss"]))
