@@ -18,7 +18,14 @@ from base.errors import InputError, MissingFile, reading
 from base.text import shown
 from tokenization.cutting import on_a_line
 
-ROW_SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+ROW_SUFFIXES = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".py")
 COMPRESSIONS = (".zst", ".gz", ".bz2", ".xz")
 KNOWN = f"{', '.join((*ROW_SUFFIXES, *TEXT_SUFFIXES))}, plain or {', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]}"

@@ -92,6 +92,8 @@ DAMAGES = {
     "an evaluation": (other_magic(20240522), "holds questions of an evaluation"),
     "a model": (other_magic(20240326), "holds weights of a model"),
     "unknown": (other_magic(20250101), r"holds something unknown \(magic 20250101\)"),
+    "a name of both splits": (lambda d: (d / "fineweb_train_000001.bin").rename(d / "fineweb_train_val_1.bin"),
+                              r"fineweb_train_val_1\.bin is of train and of val by its name"),
     "an id": (lambda d: poke(d / "fineweb_train_000001.bin", 512 + 7, 60000, "<u2"), "id 60000 at position 7 "),
 }  # fmt: skip
 
