@@ -144,7 +144,9 @@ def compare(chains: Sequence[Sequence[Path]], out: Path, draw: Callable[[Sequenc
     }
     write_json(out / "comparison.json", content, indent=1)
     parts = [text.table(table.rows, table.left, markdown=True) for table in shown]
-    parts += ["".join(f"- {line}\n" for line in lines) + "\n![The curves](comparison.png)\n"]
+    parts += [
+        "".join(f"- {text.in_markdown(line)}\n" for line in lines) + "\n![The curves](comparison.png)\n"
+    ]
     write_atomically(out / "comparison.md", "\n\n".join(parts).encode())
     write_atomically(out / "comparison.html", page(runs, shown, lines).encode())
     require("matplotlib", f"{out}/comparison.png")

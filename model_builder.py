@@ -9,7 +9,7 @@ The model knows no rank, no optimizer and no run. Parallelism walks `model.block
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,7 @@ class ConfigurableGPT(nn.Module):
                 None if config.weight_tying else Linear(config.n_embd, config.vocab_size, bias=False)
             )
         self.head_loss = partial(head_loss, backend=config.loss_backend)
+        self.z_part: Tensor | None = None  # of the last loss in training: what is z_loss's, no cross-entropy
         if device.type != "meta":
             self.to_empty(device=device)
             init_weights(self, seed)
@@ -101,7 +102,12 @@ class ConfigurableGPT(nn.Module):
         x = self.stack(x, document_starts, kv_cache)
         if targets is None:
             return linear(x, head), None
-        return None, self.head_loss(x, head, targets, z_loss=self.config.z_loss if self.training else 0.0)
+        if not (self.training and self.config.z_loss):
+            return None, self.head_loss(x, head, targets)
+        apart: list[Tensor] = []
+        loss = self.head_loss(x, head, targets, z_loss=self.config.z_loss, apart=apart)
+        (self.z_part,) = apart
+        return None, loss
 
     def features(
         self, input_ids: Tensor, document_starts: Tensor | None = None, kv_cache: KVCache | None = None
@@ -171,11 +177,16 @@ def init_weights(
         elif p.dim() == 1:
             p.fill_(1.0)
         else:
-            on_residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
-            std = config.init_std / math.sqrt(2 * config.n_layer) if on_residual else config.init_std
-            generator = torch.Generator("cpu").manual_seed(name_seed(seed, name))
-            assign(p, torch.empty(p.shape, device="cpu").normal_(0.0, std, generator=generator))
+            assign(p, initial_matrix(config, name, p.shape, seed))
     model.fill_tables()
+
+
+def initial_matrix(config: ModelArchitectureConfig, name: str, shape: Sequence[int], seed: int) -> Tensor:
+    """What init_weights gives the matrix `name`, whole, in fp32 on the CPU."""
+    on_residual = name.endswith(("attention.out.weight", "ffn.down.weight"))
+    std = config.init_std / math.sqrt(2 * config.n_layer) if on_residual else config.init_std
+    generator = torch.Generator("cpu").manual_seed(name_seed(seed, name))
+    return torch.empty(shape, device="cpu").normal_(0.0, std, generator=generator)
 
 
 def name_seed(seed: int, name: str) -> int:

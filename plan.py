@@ -10,7 +10,6 @@ Flags of train.py change the configuration. Memory is that of eager execution on
 --fragmentation and --context_gb are added. docs/PLAN.md says what is counted and what is assumed."""
 
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from analysis.runs import read_runs
 from analysis.selection import find_runs
 from base import cli, fields
 from base.errors import InputError, input_errors
+from base.text import log_to_terminal
 from model_config import ModelArchitectureConfig
 from planning.cost import measured_mfu
 from planning.options import PlanOptions
@@ -31,7 +31,7 @@ RECORDS = (PlanOptions, ModelArchitectureConfig, TrainConfig)
 
 
 def main(argv: Sequence[str]) -> int:
-    logging.basicConfig(format="%(message)s")
+    log_to_terminal()
     with cli.reader_may_leave(), input_errors():
         if cli.wants_help(argv):
             print(cli.help_text(__doc__, *RECORDS))

@@ -8,6 +8,7 @@
 the terminal; with one it answers that and ends."""
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from base import cli, fields
 from base.errors import InputError
 from base.fields import knob
 from base.files import read_text
-from base.text import check_utf8
+from base.text import check_utf8, printable
 from hardware.device import compile_problem, select_device, select_dtype
 from inference.chat import NOT_THINKING, THINKING, ChatTemplate, load_template, split_thinking
 from inference.generate import Completion, generate, stream
@@ -124,7 +125,8 @@ def stream_options(
     config: SampleConfig, found: FoundModel, tokenizer: Any, template: ChatTemplate | None
 ) -> dict[str, Any]:
     """What inference.generate.stream is asked for: ends, allowed ids and so on. Raises InputError."""
-    stop_ids = set() if found.eot_id is None else {found.eot_id}
+    ends = found.ends(tokenizer)
+    stop_ids = set(ends.ids)
     if template is not None:
         stop_ids |= set(template.stop_ids)
     allowed = None
@@ -137,7 +139,7 @@ def stream_options(
             raise InputError(f"{config.vocabulary} has ids up to {allowed[-1]}, the model {rows} rows")
     return {
         "stop_ids": stop_ids,
-        "stop_strings": [s.replace("\\n", "\n") for s in config.stop.split("||") if s],
+        "stop_strings": [*(s.replace("\\n", "\n") for s in config.stop.split("||") if s), *ends.strings],
         "tokenizer": tokenizer,
         "allowed_ids": allowed,
         "compiled": config.compile,
@@ -151,9 +153,9 @@ def complete(
     """What follows the prompt, as it comes; several samples one after another."""
     n, sampling, seed = config.max_new_tokens, config.sampling(), config.seed
     if config.num_samples == 1 and config.output == "text":
-        print(text, end="", flush=True)
+        print(printable(text), end="", flush=True)
         for (event,) in stream(model, [prompt_ids], n, sampling, seed=seed, **options):
-            print(event.text, end="", flush=True)
+            print(printable(event.text), end="", flush=True)
         print()
         return
     answers = generate(model, [prompt_ids] * config.num_samples, n, sampling, seed=seed, **options)
@@ -161,12 +163,13 @@ def complete(
         if config.output == "json":
             print_json(text, answer)
         else:
-            print("---\n" * (i > 0) + text + answer.text)
+            print("---\n" * (i > 0) + printable(text + answer.text))
 
 
 def print_json(prompt: str, answer: Completion, **more: object) -> None:
     record = {"prompt": prompt, "text": answer.text, **more, "ids": answer.ids, "logprobs": answer.logprobs}
-    print(json.dumps(record | {"finish": answer.finish}, ensure_ascii=False))
+    line = json.dumps(record | {"finish": answer.finish}, ensure_ascii=False)
+    print(re.sub(r"[\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]", lambda c: f"\\u{ord(c[0]):04x}", line))
 
 
 def chat(
@@ -224,7 +227,7 @@ def answer_to(
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,20 +11,22 @@ again resumes from the newest. Exit codes: 0 done, 2 wrong input, 75 stopped by 
 anything else."""
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from base import cli
 from base.errors import EXIT_STOPPED, input_errors
 from base.fields import knob
+from base.text import log_to_terminal
 from hardware.device import keep_freed_memory, select_device
-from inference.hf import load_hf
+from inference.ends import save_generation_config
+from inference.hf.vocabularies import start_from_hf
 from inference.samples import TextSampler
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
@@ -48,7 +50,7 @@ class PrintOptions:
 
 def main(argv: Sequence[str], schedule: Schedule = learning_rate_at, keep_memory: bool = True) -> int:
     """`schedule` gives the learning rate of a step; `keep_memory` is the allocator's setting of keep_freed_memory."""
-    logging.basicConfig(format="%(message)s")
+    log_to_terminal()
     if cli.wants_help(argv):
         print(cli.help_text(__doc__, PrintOptions, ModelArchitectureConfig, TrainConfig))
         return 0
@@ -80,8 +82,13 @@ def train(
     """The whole run of one process; returns its exit code. What is wrong with the input is said before a
     file is touched."""
 
-    def load_weights(dir_or_id: str, model: ConfigurableGPT) -> None:
-        load_hf(dir_or_id, model_config, into=model, assign=assign_shard)
+    brought: dict[str, Any] = {}  # generation_config.json of the model that init_from names
+
+    def load_weights(dir_or_id: str, model: ConfigurableGPT, data_folder: Path) -> list[str]:
+        resize, seed = config.resize_vocabulary, config.seed
+        start = start_from_hf(dir_or_id, model, model_config, data_folder, resize, seed, assign_shard)
+        brought.update(start.generation)
+        return start.notes
 
     check_dashboard(config)
     run = build_run(
@@ -93,6 +100,8 @@ def train(
         TextSampler(config, run.dataset.folders[0], model_config.vocab_size) if config.sample_prompt else None
     )
     moved = run.open_folder()
+    if world.rank == 0 and not config.eval_only:
+        save_generation_config(run.out_dir, brought)
     journal = Journal(run, [Path(sys.argv[0]).name, *argv])
     journal.introduce([*run.notes, *moved])
     reason = "done"

@@ -8,13 +8,15 @@ from itertools import accumulate
 from analysis.alignment import Points
 from analysis.groups import Group, groups_of
 from analysis.logs import BITS, LOSS, is_number
-from analysis.runs import AXES, Run, ranking_key
+from analysis.runs import Run, ranking_key
+from analysis.runs import axes_of as axes_of_runs
 
 # Okabe and Ito 2008: told apart by colour-blind readers too. Their yellow is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DASHES = ("-", "--", ":")  # from the eighth configuration on
 AXIS_LABELS = {
     "tokens": "Training tokens",
+    "bytes": "Training text (bytes)",
     "FLOPs": "Training compute (FLOPs)",
     "time": "Training time (h:mm:ss)",
 }
@@ -48,9 +50,13 @@ def curves_of(runs: Sequence[Run]) -> list[Drawn]:
 
 
 def axes_of(runs: Sequence[Run]) -> list[str]:
-    """Time only where a run has times."""
+    """Time only where a run has times, and bytes where one has them and they are not tokens once more."""
     key = ranking_key(runs)
-    return [axis for axis in AXES if axis != "time" or any(run.curve(key, axis) for run in runs)]
+    return [
+        axis
+        for axis in axes_of_runs(runs)
+        if axis in ("tokens", "FLOPs") or any(run.curve(key, axis) for run in runs)
+    ]
 
 
 def look(i: int) -> dict[str, str]:

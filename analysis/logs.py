@@ -97,6 +97,8 @@ def start_of(event: dict[str, Any]) -> dict[str, Any] | None:
         part if isinstance(part := event.get(name), dict) else {} for name in ("data", "hardware")
     )
     data |= {name: None for name in ("dataset", "fingerprint") if not isinstance(data.get(name), str)}
+    for name in ("bytes_per_token", "train_bytes_per_token"):
+        data[name] = value if is_amount(value := data.get(name)) and value else None
     return event | {"config": config, "model": model, "data": data, "hardware": hardware}
 
 
@@ -134,7 +136,7 @@ def read_start(path: Path) -> dict[str, Any]:
 def join_logs(paths: Iterable[Path]) -> tuple[list[tuple[float, list[Path]]], dict[Path, str]]:
     """The runs that the logs of one folder make up, oldest first, each as (unix time of its last start,
     logs that continue each other), and a line on each log that begins no run."""
-    starts, left_out = [], {}
+    heads, resumed, left_out = [], [], {}
     for path in paths:
         try:
             start = read_start(path)
@@ -147,8 +149,15 @@ def join_logs(paths: Iterable[Path]) -> tuple[list[tuple[float, list[Path]]], di
         if start_step > 0 and start["config"]["train"].get("eval_only"):  # perhaps of a run that continues
             left_out[path] = f"{path} only evaluates a checkpoint"
         else:
-            starts.append((started, path, start_step))
-    chains: list[tuple[float, list[Path]]] = []
-    for started, path, start_step in sorted(starts):
-        chains.append((started, [*chains.pop()[1], path] if start_step > 0 and chains else [path]))
-    return chains, left_out
+            (resumed if start_step > 0 else heads).append((started, path, start.get("run_id")))
+    heads, resumed = sorted(heads, key=lambda log: log[:2]), sorted(resumed, key=lambda log: log[:2])
+    if not heads:  # what came before is missing
+        heads, resumed = resumed[:1], resumed[1:]
+    chains = [[head] for head in heads]
+    for log in resumed:
+        of_its_run = [chain for chain in chains if log[2] and chain[0][2] == log[2]]
+        # By the clock, where a log does not say of which run it is; one that was behind puts it before all
+        before = [chain for chain in chains if chain[0][:2] <= log[:2]]
+        (of_its_run or before[-1:] or chains[:1])[0].append(log)
+    joined = [(max(log[0] for log in chain), [log[1] for log in chain]) for chain in chains]
+    return sorted(joined, key=lambda chain: chain[0]), left_out

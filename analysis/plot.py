@@ -133,7 +133,7 @@ def scale_x(ax: "Axes", axis: str, xs: Sequence[float]) -> None:
     else:
         ax.xaxis.set_major_locator(MaxNLocator(5))
         ax.set_xlim(left=0)
-    form = {"tokens": human, "time": clock}.get(axis)
+    form = {"tokens": human, "bytes": human, "time": clock}.get(axis)
     scientific = LogFormatterSciNotation(minor_thresholds=(math.inf, math.inf))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: form(x)) if form else scientific)
     ax.set_xlabel(AXIS_LABELS[axis])

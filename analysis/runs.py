@@ -15,10 +15,12 @@ from typing import Any
 
 from analysis.differences import learned_from, run_on
 from analysis.logs import BITS, LOSS, NEEDED, lines_of, on_one_line, parse_event
+from analysis.measures import measurement_of, same, why_not_ranked
 from base.errors import reading
 
 SILENCE_S = 300  # a log without run_end that grew less than this ago belongs to a run that is still going
-AXES = ("tokens", "FLOPs", "time")  # what a fair comparison holds equal; time is that of training, in seconds
+# What a fair comparison holds equal; bytes are those of the text, time is that of training, in seconds
+AXES = ("tokens", "bytes", "FLOPs", "time")
 
 
 @dataclass
@@ -41,6 +43,8 @@ class Run:
     damaged_lines: int
     skipped_steps: int | None  # for gradients that were not finite; None where the run reports none
     energy_j: float | None  # that the device reported
+    measurement: dict[str, Any]  # what its evaluations are of (analysis/measures.py)
+    other_evals: int  # evaluations of earlier sessions that were of something else, and are left out
     label: str = ""  # out_dir, and which run in it where the comparison has several
 
     @property
@@ -63,6 +67,11 @@ class Run:
         return self.start["data"].get("fingerprint") or self.start["data"].get("dataset")
 
     @property
+    def bytes_per_token(self) -> float | None:
+        """Of the training text; None where the log does not say."""
+        return self.start["data"].get("train_bytes_per_token")
+
+    @property
     def machine(self) -> str:
         hardware = self.start["hardware"]
         return f"{hardware.get('world_size')} x {hardware.get('device_name')}"
@@ -79,11 +88,14 @@ class Run:
 
     def along(self, events: Iterable[dict[str, Any]], key: str, axis: str) -> list[tuple[float, float]]:
         """(x, value) of each event that has the value, x in the units of the axis. Nothing for the time of
-        a run whose step times are not all there."""
+        a run whose step times are not all there, and for bytes that nobody counted."""
+        if axis == "bytes" and self.bytes_per_token is None:
+            return []
         if axis == "time" and (self.first_step > 0 or not all(e["s"] for e in self.trains)):
             return []
         position = {
             "tokens": lambda e: e["tokens"],
+            "bytes": lambda e: e["tokens"] * self.bytes_per_token,
             "FLOPs": lambda e: self.model["flops_per_token"] * e["tokens"],
             "time": lambda e: self.seconds_at(e["step"]),
         }[axis]
@@ -140,6 +152,10 @@ class Session:
     def begin(self) -> int:
         return self.start.get("start_step") or 0
 
+    @cached_property
+    def measurement(self) -> dict[str, Any]:
+        return measurement_of(self.start)
+
 
 def read_session(path: Path) -> Session:
     """One log that begins a run or resumes one. Raises InputError where it cannot be read."""
@@ -169,7 +185,7 @@ def joined_steps(sessions: Iterable[Session]) -> dict[tuple[str, int], dict[str,
                 tokens_per_step = (event.get("tokens") or 0) / max(1, step)
             if event.get("tokens") is None:
                 event["tokens"] = round(step * tokens_per_step)
-            joined[event["event"], step] = event
+            joined[event["event"], step] = event | {"measurement": session.measurement}
     return joined
 
 
@@ -179,6 +195,8 @@ def read_run(files: Sequence[Path]) -> Run:
     start, end = sessions[-1].start, sessions[-1].end
     joined = joined_steps(sessions)
     trains, evals = ([joined[at] for at in sorted(joined) if at[0] == kind] for kind in ("train", "eval"))
+    measurement = sessions[-1].measurement
+    measured = [e for e in evals if same(e["measurement"], measurement)]
     wall_s = end.get("wall_s")  # counts the sessions before a resume too, as the sum does
     status, reason = how_it_ended(end, files[-1])
     return Run(
@@ -188,7 +206,9 @@ def read_run(files: Sequence[Path]) -> Run:
         out_dir=on_one_line(str(out_dir_of(start, files[-1].parent))),
         start=start,
         trains=trains,
-        evals=evals,
+        evals=measured,
+        measurement=measurement,
+        other_evals=len(evals) - len(measured),
         tokens=max((e["tokens"] for e in (*trains[-1:], *evals[-1:], end) if e.get("tokens")), default=0),
         time_s=sum(e["s"] for e in trains) if wall_s is None else wall_s,
         time_is_wall=wall_s is not None,
@@ -235,7 +255,21 @@ def read_runs(chains: Iterable[Sequence[Path]]) -> list[Run]:
         which = on_one_line(run.files[0].stem.removeprefix("run_"))
         run.label = run.out_dir if often[run.out_dir] == 1 else f"{run.out_dir} ({which})"
     key = ranking_key(runs)
-    return sorted(runs, key=lambda run: (math.inf if run.best(key) is None else run.best(key), run.label))
+    best = {run.label: math.inf if run.best(key) is None else run.best(key) for run in runs}
+    ranked = forbidden(runs) is None
+    return sorted(runs, key=lambda run: (best[run.label] if ranked else 0, run.label))
+
+
+def forbidden(runs: Sequence[Run]) -> str | None:
+    """Why the evaluations of the runs are not ranked; None where they are."""
+    measurements = [run.measurement for run in runs if run.evals]
+    return why_not_ranked(measurements, by_bytes=ranking_key(runs) == BITS) if measurements else None
+
+
+def axes_of(runs: Sequence[Run]) -> list[str]:
+    """Those of AXES that say something: bytes where the runs differ in the bytes of a token, which is where they are
+    not tokens once more."""
+    return [axis for axis in AXES if axis != "bytes" or len({run.bytes_per_token for run in runs}) > 1]
 
 
 def ranking_key(runs: Sequence[Run]) -> str:

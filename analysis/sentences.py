@@ -1,11 +1,12 @@
 """The comparison in sentences: who leads, and what a reader must know before comparing the rows."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from analysis.groups import Group, differing_machines
-from analysis.logs import BITS, LOSS
-from analysis.runs import Run, ranking_key
+from analysis.logs import LOSS
+from analysis.runs import Run, forbidden
 from base.text import human
 
 
@@ -78,16 +79,17 @@ def on_configurations(
 
 
 def on_data(runs: Sequence[Run]) -> list[str]:
-    if len({run.data for run in runs}) == 1:
-        return []
-    if ranking_key(runs) == BITS:
-        read = (
-            "bits per byte is the column to read, as far as the held-out text is the same; equal tokens are "
-            "then not equal text"
+    """Whether the evaluations of the runs compare, and what differs in the data."""
+    notes = []
+    if why := forbidden(runs):
+        notes.append(f"Not ranked: {why}.")
+    elif len({json.dumps(run.measurement) for run in runs if run.evals}) > 1:
+        notes.append(
+            "The runs were evaluated in different ways, but over the same held-out text: bits per byte compare."
         )
-    else:
-        read = "bits per byte would, but not every run has them"
-    return [f"The runs differ in dataset or tokenizer: loss per token does not compare between them; {read}."]
+    if len({run.data for run in runs}) > 1:
+        notes.append("The runs differ in training data or tokenizer: equal tokens need not be equal text.")
+    return notes
 
 
 def on_tokens(runs: Sequence[Run], common: float | None) -> list[str]:
@@ -121,6 +123,7 @@ def on_run(run: Run) -> list[str]:
     facts = {
         f"{len(run.files)} logs joined": len(run.files) > 1,
         "no evaluation": not run.evals,
+        f"{run.other_evals} evaluations of an earlier session left out, which evaluated something else": run.other_evals,
         "its validation loss is not finite everywhere": any(e[LOSS] is None for e in run.evals),
         "~time is the sum of its logged steps": not run.time_is_wall and run.time_s,
         f"damaged lines skipped: {run.damaged_lines}": run.damaged_lines,

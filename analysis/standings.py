@@ -6,9 +6,8 @@ from typing import Any
 
 from analysis.alignment import Points, common_range, leads_since, value_at
 from analysis.groups import Group, differing, differing_machines, groups_of
-from analysis.logs import BITS
 from analysis.noise import is_larger_than_noise, p_of_difference
-from analysis.runs import AXES, Run, ranking_key
+from analysis.runs import Run, axes_of, forbidden, ranking_key
 
 
 def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -24,7 +23,7 @@ def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
         {"axis": axis, "figure": key, "of": scope, "at": None, "places": [], **on_axis(groups, key, axis)}
         for scope, groups in scopes.items()
         if len(groups) > 1 or (groups and len(groups[0].runs) > 1)
-        for axis in AXES
+        for axis in axes_of(evaluated)
     ]
 
 
@@ -33,8 +32,10 @@ def on_axis(groups: Sequence[Group], key: str, axis: str) -> dict[str, Any]:
     runs = [run for group in groups for run in group.runs]
     curves = [[run.curve(key, axis) for run in group.runs] for group in groups]
     span = common_range([points for group in curves for points in group])
-    if key != BITS and len({run.data for run in runs}) > 1:
-        return {"why": "loss per token does not compare between tokenizers or datasets"}
+    if why := forbidden(runs):
+        return {"why": why}
+    if axis == "bytes" and any(run.bytes_per_token is None for run in runs):
+        return {"why": "a log does not say how many bytes the training text has"}
     if axis == "time" and (machines := differing_machines(runs)):
         return {"why": f"the runs differ in {', '.join(machines)}"}
     if axis == "time" and not all(points for group in curves for points in group):

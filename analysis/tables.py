@@ -91,7 +91,10 @@ def table_of_standings(leads: Sequence[dict[str, Any]]) -> Table:
 
 def where_of(entry: dict[str, Any]) -> str:
     """The axis, and how far along it."""
-    x, form = entry["at"], {"time": clock, "tokens": human}.get(entry["axis"], "{:.3g}".format)
+    x, form = (
+        entry["at"],
+        {"time": clock, "tokens": human, "bytes": human}.get(entry["axis"], "{:.3g}".format),
+    )
     done = "" if entry["of"] == "all" else ", of those done"
     return entry["axis"] + ("" if x is None else f" ({form(x)})") + done
 

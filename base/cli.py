@@ -7,7 +7,6 @@ fields of its records.
 --help prints the program's docstring and, from the fields, each flag with type, default and meaning. An
 InputError ends a program with one line and exit code 2 (base/errors.py)."""
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from base.errors import InputError, input_errors
 from base.fields import Kind, check_names, choices_of, default_of, did_you_mean, knobs, types
+from base.text import log_to_terminal
 
 Record = TypeVar("Record")
 BOOL_WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, "no": False}
@@ -25,7 +25,7 @@ BOOL_WORDS = {"true": True, "false": False, "1": True, "0": False, "yes": True, 
 
 def run(argv: Sequence[str], doc: str, kind: type[Record], work: Callable[[Record], int | None]) -> int:
     """The whole of a program whose flags are the fields of one record. Returns its exit code."""
-    logging.basicConfig(format="%(message)s")
+    log_to_terminal()
     code = 0
     with reader_may_leave(), input_errors():
         if wants_help(argv):
@@ -92,7 +92,7 @@ def parse_value(name: str, text: str, hint: Any) -> Any:
     if bool in kinds:
         if text.lower() in BOOL_WORDS:
             return BOOL_WORDS[text.lower()]
-        raise InputError(f"--{name}={text} is neither True nor False")
+        raise InputError(f"--{name}={text[:100]} is neither True nor False")
     if str in kinds:
         return text
     try:
@@ -107,7 +107,7 @@ def parse_value(name: str, text: str, hint: Any) -> Any:
             return int(number)
     except (ValueError, OverflowError) as error:
         wanted = "a whole number" if int in kinds else "a number"
-        raise InputError(f"--{name}={text} is not {wanted}") from error
+        raise InputError(f"--{name}={text[:100]} is not {wanted}") from error
 
 
 def is_run_folder(word: str) -> bool:

@@ -7,14 +7,19 @@ a fault of ours and keeps its traceback, so a conversion belongs at the edge, wh
 user is read, and nowhere else."""
 
 import contextlib
+import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+from base.characters import printable
+
 EXIT_INPUT = 2  # the user's input is wrong
+EXIT_INTERRUPTED = 130  # Ctrl-C, as a shell reports it
 EXIT_STOPPED = 75  # stopped by a signal after saving: the same command resumes (EX_TEMPFAIL of sysexits.h)
 
 
@@ -29,6 +34,21 @@ class MissingPackage(InputError):
 
 class MissingFile(InputError):
     """A file or folder that was named is not there."""
+
+
+class MachineError(OSError):
+    """The machine refused, not the input: a program ends with the message and exit code 1, without a traceback."""
+
+
+# Refusals of the operating system that no change of the program would help, and what would
+REFUSALS = {
+    errno.ENOSPC: "free space on it, or name another place",
+    errno.EDQUOT: "free space within the quota, or name another place",
+    errno.EROFS: "name another place",
+    errno.EMFILE: "raise the limit of open files, ulimit -n",
+    errno.ENFILE: "the machine has too many files open",
+    errno.ENOMEM: "a smaller batch, a shorter sequence or a smaller model needs less",
+}
 
 
 def require(module: str, purpose: str, install: str | None = None) -> ModuleType:
@@ -50,15 +70,38 @@ def one_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def input_errors(first_to_say: Callable[[str], bool] = lambda message: True) -> Iterator[None]:
-    """Around a program: an InputError ends it with one line on stderr and exit code 2. Of several processes
-    the one speaks for which first_to_say(message) is true."""
+    """Around a program: an InputError ends it with one line on stderr and exit code 2, what the machine refused with
+    one and exit code 1, Ctrl-C with 130. Of several processes the one speaks for which first_to_say(message) is
+    true. Control characters, which names and files may hold, are made visible."""
     try:
         yield
-    except InputError as error:
-        message = one_line(error)
+    except KeyboardInterrupt:
+        print(file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    except Exception as error:
+        message = one_line(error) if isinstance(error, InputError) else refusal(error)
+        if message is None:
+            raise
         if first_to_say(message):
-            print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-        raise SystemExit(EXIT_INPUT) from error
+            print(f"{Path(sys.argv[0]).name}: {printable(message)}", file=sys.stderr)
+        raise SystemExit(EXIT_INPUT if isinstance(error, InputError) else 1) from error
+
+
+def refusal(error: BaseException) -> str | None:
+    """In one line what the machine refused: memory, space, open files. None for any other exception, which is a fault
+    of ours."""
+    if isinstance(error, MachineError):
+        return one_line(error)
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{os.strerror(error.errno)}: {REFUSALS[error.errno]}"
+    # torch's are RuntimeErrors, that of a CPU without a type of its own
+    words = r"out of memory|can.t allocate memory|unable to allocate|not enough memory"
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and re.search(words, str(error), re.I)
+    ):
+        return f"out of memory ({one_line(error)[:200]}): {REFUSALS[errno.ENOMEM]}"
+    return None
 
 
 @contextlib.contextmanager
@@ -83,4 +126,5 @@ def reading(
     except FileNotFoundError as error:
         raise MissingFile(f"{path} is missing: {what_to_do}") from error
     except OSError as error:
+        what_to_do = REFUSALS.get(error.errno, what_to_do)
         raise InputError(f"{path} cannot be read ({error.strerror or error}): {what_to_do}") from error

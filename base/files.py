@@ -2,16 +2,19 @@
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
-import logging
 import os
+import re
+import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from base.errors import InputError, one_line, reading
+from base.locks import alone_in as alone_in  # who writes files also sees to it that nobody else does
 from base.text import brief
 
 MAX_JSON_BYTES = 1 << 30  # of a file that is read as a whole
@@ -33,15 +36,36 @@ def write_durably(
 
 
 def write_atomically(file: str | Path, content: bytes) -> None:
-    """Write, fsync, rename: at any moment the file holds one whole content, the old or the new."""
+    """Write, fsync, rename: at any moment the file holds one whole content, the old or the new. What a
+    process that died left of an earlier attempt is removed."""
     file = Path(file)
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with _scratch(file) as partial:
         write_durably(partial, [content])
         os.replace(partial, file)
-    finally:
-        partial.unlink(missing_ok=True)
     fsync(file.parent)
+
+
+@contextlib.contextmanager
+def _scratch(file: Path) -> Iterator[Path]:
+    """A new, empty file beside `file`, under a name of its own, which is gone at the end. This process holds
+    its lock: what can be locked is left over from one that died, on whatever machine."""
+    for left in file.parent.glob(f".{glob.escape(file.name)}.*"):
+        if re.fullmatch(r"[0-9a-f]{12}", left.name[len(file.name) + 2 :]) and not left.is_symlink():
+            with contextlib.suppress(OSError), open(left, "rb") as f:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                left.unlink()
+    while True:
+        partial = file.with_name(f".{file.name}.{secrets.token_hex(6)}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks: nothing is removed there
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.fstat(descriptor).st_nlink:  # else another took it for left over before it was locked
+                yield partial
+                return
+        finally:
+            partial.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 def json_bytes(content: Any, indent: int | None = 2) -> bytes:
@@ -98,7 +122,7 @@ def read_bytes(file: str | Path, what_to_do: str = "copy it again", max_bytes: i
     size = size_of(file, what_to_do)
     if size > max_bytes:
         raise InputError(
-            f"{file} has {size:,} bytes, more than JSON that is read here may have: {what_to_do}"
+            f"{file} has {size:,} bytes, more than a file that is read as a whole may have: {what_to_do}"
         )
     with reading(file, what_to_do):
         return Path(file).read_bytes()
@@ -117,8 +141,7 @@ def read_json(
 
 def read_text(file: str | Path, what_to_do: str = "check the path") -> str:
     """UTF-8 text. Raises InputError where it cannot be read or is something else."""
-    with reading(file, what_to_do):
-        content = Path(file).read_bytes()
+    content = read_bytes(file, what_to_do)
     try:
         return content.decode()
     except UnicodeDecodeError as error:
@@ -161,25 +184,3 @@ def writable_folder(path: str, name: str = "out_dir") -> Path:
             f"{name}={path!r} cannot be written to: {there} is not a folder that you may write to"
         )
     return folder
-
-
-@contextlib.contextmanager
-def alone_in(folder: str | Path, who: str) -> Iterator[None]:
-    """Holds the folder's lock, which ends with the process. Raises InputError where another process holds
-    it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another {who} is at work in {folder}: wait for it, or choose another folder"
-            ) from None
-        except OSError as error:  # some network file systems have no locks
-            warning = (
-                f"{folder} cannot be locked ({error.strerror}): see to it that no other {who} writes there"
-            )
-            logging.getLogger("nanofoundry").warning(warning)
-        yield
-    finally:
-        os.close(descriptor)

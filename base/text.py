@@ -1,9 +1,10 @@
 """Numbers and tables for people, and what of a text a terminal may see."""
 
+import logging
 import reprlib
-import unicodedata
 from collections.abc import Sequence
 
+from base.characters import printable
 from base.errors import InputError
 
 
@@ -40,6 +41,7 @@ def table(
         for row in rows
     ]
     if markdown:
+        cells = [[in_markdown(c) for c in row] for row in cells]
         rules = ["-" * (w - 1) + ("-" if flush else ":") for w, flush in zip(widths, left, strict=True)]
         return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], rules, *cells[1:]])
     lines = [cells[0], *([["-" * w for w in widths]] if rule else []), *cells[1:]]
@@ -61,15 +63,24 @@ def brief(value: object, limit: int = 40) -> str:
     return repr(text[:limit])
 
 
-def printable(text: str) -> str:
-    """The text with control characters, which could move a terminal's cursor or change its colours, and
-    surrogates, which no encoding takes, as escapes; line breaks and tabs stay."""
-    return "".join(
-        c
-        if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cs")
-        else c.encode("unicode_escape").decode()
-        for c in text
-    )
+def in_markdown(text: str) -> str:
+    """The text as it may stand in a cell or a line of Markdown: without what ends a cell or begins HTML."""
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+class PlainFormatter(logging.Formatter):
+    """Of log lines, which hold names of files and words of others."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def log_to_terminal() -> None:
+    """Warnings as plain lines on stderr, unless logging is set up already."""
+    if not logging.root.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(PlainFormatter("%(message)s"))
+        logging.root.addHandler(handler)
 
 
 def check_utf8(**texts: str) -> None:

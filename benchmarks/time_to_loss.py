@@ -81,7 +81,7 @@ def run(
             "seed": c.seed,
             "max_iters": steps,
             "eval_interval": steps,
-            "eval_iters": max(1, c.eval_tokens // tokens),
+            "eval_tokens": c.eval_tokens,
             "log_interval": steps,
             "init_from": "scratch",
             "out_dir": folder,

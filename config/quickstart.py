@@ -34,5 +34,5 @@ compile = False  # compiling would take longer than it saves
 
 out_dir = "out-quickstart"
 eval_interval = 70
-eval_iters = 24
+eval_iters = 48
 log_interval = 20

@@ -42,6 +42,12 @@ def select_device(name: str, local_rank: int = 0, local_size: int = 1) -> torch.
     return torch.device("cuda", index)
 
 
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def select_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type of the matmuls. `auto` follows a fixed table: bfloat16 where the hardware multiplies it
     natively, else float32. Raises InputError for a type that the device cannot do."""
@@ -102,6 +108,15 @@ def compile_problem(device: torch.device) -> str | None:
     return (
         None if shutil.which(compiler) else f"on CPU it needs a C++ compiler, and {compiler} is not installed"
     )
+
+
+def memory_bytes(device: torch.device) -> int | None:
+    """What there is in all, in use or not: of the GPU, or of this machine for a CPU; None where it is not known."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    if device.type == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def memory_gb(device: torch.device) -> float:

@@ -7,29 +7,32 @@
 Source: https://huggingface.co/Qwen/Qwen3-0.6B (README.md, tokenizer_config.json).
 """
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from base.errors import InputError, one_line, require
+from base.errors import InputError
 from base.files import entry, parse_json
-from base.text import brief
+from base.text import brief, printable
+from inference.rendering import render_template
 from inference.sampling import Sampling
-from tokenization.tokenizers import find_tokenizer, load_tokenizer
+from tokenization.tokenizer_files import TokenizerFiles, loaded
+from tokenization.tokenizers import MORE_TEMPLATES, find_tokenizer
 
 # Qwen3's model card. With thinking "DO NOT use greedy decoding, as it can lead to [...] endless repetitions".
 THINKING = Sampling(temperature=0.6, top_p=0.95, top_k=20, min_p=0.0)
 NOT_THINKING = Sampling(temperature=0.7, top_p=0.8, top_k=20, min_p=0.0)
 COPY = "copy it again"
+NEWLINES = re.compile("\r\n?")  # a text file's, whatever system wrote it
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A chat template in Jinja, and the ids that it works with."""
+    """The chat templates of a tokenizer, in Jinja, and the ids that they work with."""
 
-    source: str = field(repr=False)
+    sources: Mapping[str, str] = field(repr=False)  # by name; most have `default` alone
     where: str
     special_tokens: dict[str, str]  # bos_token, eos_token, pad_token
     stop_ids: tuple[int, ...]  # that end a turn or a document
@@ -37,83 +40,119 @@ class ChatTemplate:
     end_think_id: int | None  # </think>
 
     @property
+    def source(self) -> str:
+        return self.named()
+
+    @property
     def knows_thinking(self) -> bool:
         """Whether `thinking` changes what it renders: Qwen3-4B-Instruct-2507, for one, has no such mode."""
         return "enable_thinking" in self.source and self.end_think_id is not None
 
-    def render(self, messages: Sequence[Mapping[str, str]], thinking: bool | None = None) -> str:
-        """The prompt up to where the assistant speaks. `thinking` None leaves enable_thinking unset, which
-        is on for Qwen3. Raises InputError where the template is not Jinja or refuses the messages."""
-        environment = jinja_environment()
-        flags = {} if thinking is None else {"enable_thinking": thinking}
-        try:
-            template = environment.from_string(self.source)
-            prompt = template.render(
-                messages=messages, add_generation_prompt=True, **self.special_tokens, **flags
+    def named(self, name: str | None = None, tools: bool = False) -> str:
+        """The template of that name; without one, `tool_use` for tools, where there is one, else the default.
+        Raises InputError."""
+        chosen = name or ("tool_use" if tools and "tool_use" in self.sources else "default")
+        if chosen not in self.sources:
+            raise InputError(
+                f"{self.where} has no chat template {printable(chosen)!r}, but {', '.join(map(repr, self.sources))}"
             )
-            prompt.encode()  # a template may hold half a surrogate pair, which no tokenizer takes
-        except Exception as error:  # a template is a program, and may fail in any way
-            raise InputError(f"the chat template of {self.where} fails: {one_line(error)}") from None
-        return prompt
+        return self.sources[chosen]
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        thinking: bool | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        **more: Any,
+    ) -> str:
+        """The prompt up to where the assistant speaks. `thinking` None leaves enable_thinking unset, which
+        is on for Qwen3; `tools` are JSON schemas, `documents` have a title and a text, `more` is what this
+        template knows besides. Raises InputError where the template is not Jinja, refuses the messages, or
+        needs more time or room than a template may have."""
+        source = self.named(template, tools is not None)
+        if not messages:
+            raise InputError("a conversation without messages cannot be rendered: pass one at least")
+        flags = {} if thinking is None else {"enable_thinking": thinking}
+        variables = {
+            **self.special_tokens,
+            **flags,
+            **more,
+            "messages": [_message(message) for message in messages],
+            "tools": tools,
+            "documents": documents,
+            "add_generation_prompt": add_generation_prompt,
+        }
+        return render_template(source, variables, self.where)
 
 
-def jinja_environment() -> Any:
-    """That of transformers' apply_chat_template, which templates are written for; the sandbox runs no code.
-    Raises MissingPackage without jinja2."""
-    jinja2 = require("jinja2", "a chat template")
-    sandbox, ext = (require(f"jinja2.{part}", "a chat template") for part in ("sandbox", "ext"))
-
-    def raise_exception(message: str) -> None:
-        raise jinja2.TemplateError(message)
-
-    environment = sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[ext.loopcontrols]
-    )
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-    environment.globals["raise_exception"] = raise_exception
-    return environment
+def _message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """As a template sees it: what is None is absent, and reasoning goes by each of its names."""
+    message = {key: value for key, value in message.items() if value is not None}
+    names = ("reasoning_content", "thinking", "reasoning")
+    reasoning = next((message[name] for name in names if name in message), None)
+    if reasoning is None:
+        return message
+    return {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
 def load_template(name_or_folder: str | Path) -> ChatTemplate:
-    """From chat_template.jinja or tokenizer_config.json of a tokenizer's name, folder or hub id. Raises
-    what find_tokenizer raises, and InputError where there is no template."""
+    """From chat_template.jinja, additional_chat_templates/ or tokenizer_config.json of a tokenizer's name,
+    folder or hub id. Raises what find_tokenizer raises, and InputError where there is no template."""
     found = find_tokenizer(name_or_folder)
     where = f"tokenizer_config.json of {found.name!r}"
     config = parse_json(found.companions.get("tokenizer_config.json", b"{}"), where)
     if not isinstance(config, dict):
         raise InputError(f"{where} holds {type(config).__name__}, not a JSON object: {COPY}")
-    source = template_source(config, where)
-    if "chat_template.jinja" in found.companions:
-        try:
-            source = found.companions["chat_template.jinja"].decode()
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"chat_template.jinja of {found.name!r} is not UTF-8 at byte {error.start}: {COPY}"
-            ) from None
-    if not source:
+    sources = _template_files(found) or template_sources(config, where)
+    if not any(sources.values()):
         raise InputError(
             f"{name_or_folder} has no chat template: put the chat_template.jinja of its model beside "
             "tokenizer.json; a model that was trained on documents alone does not chat"
         )
-    names = ("bos_token", "eos_token", "pad_token", "unk_token")
-    tokens = {name: token_text(config[name], name, where) for name in names if config.get(name)}
-    tokenizer = load_tokenizer(name_or_folder)
-    eos_id = tokenizer.token_to_id(tokens["eos_token"]) if "eos_token" in tokens else None
+    tokenizer = loaded(found.json, f"tokenizer.json of {found.name!r}", "a chat template")
+    eos_id = tokenizer.token_to_id(found.names["eos_token"]) if "eos_token" in found.names else None
     stop_ids = tuple(dict.fromkeys(i for i in (eos_id, found.eot_id) if i is not None))
     think_id, end_think_id = tokenizer.token_to_id("<think>"), tokenizer.token_to_id("</think>")
-    return ChatTemplate(source, str(name_or_folder), tokens, stop_ids, think_id, end_think_id)
+    return ChatTemplate(sources, str(name_or_folder), found.names, stop_ids, think_id, end_think_id)
 
 
-def template_source(config: Mapping[str, Any], where: str) -> str | None:
-    """The chat_template of a tokenizer_config.json: one, or the default of several by name. Raises
+def has_template(found: TokenizerFiles) -> bool:
+    config = found.companions.get("tokenizer_config.json", b"")
+    return b'"chat_template"' in config or bool(_template_files(found))
+
+
+def _template_files(found: TokenizerFiles) -> dict[str, str]:
+    """The templates in files of their own, by name. Where there is one, those of tokenizer_config.json do
+    not count."""
+    sources = {}
+    for file, content in found.companions.items():
+        folder, _, name = file.rpartition("/")
+        if file == "chat_template.jinja" or folder == MORE_TEMPLATES:
+            try:
+                sources["default" if not folder else name.removesuffix(".jinja")] = content.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(
+                    f"{file} of {found.name!r} is not UTF-8 at byte {error.start}: {COPY}"
+                ) from None
+    return {name: NEWLINES.sub("\n", source) for name, source in sources.items()}
+
+
+def template_sources(config: Mapping[str, Any], where: str) -> dict[str, str]:
+    """The chat_template of a tokenizer_config.json by name: one, which is the default, or several. Raises
     InputError."""
     source = config.get("chat_template")
     if isinstance(source, list):
         several = [[entry(e, key, str, where, COPY) for key in ("name", "template")] for e in source]
-        source = dict(several).get("default")
-    if source is not None and not isinstance(source, str):
-        raise InputError(f"{where}: chat_template is {brief(source)}, not a template: {COPY}")
-    return source
+        return dict(several)
+    sources = source if isinstance(source, dict) else {} if source is None else {"default": source}
+    for template in sources.values():
+        if not isinstance(template, str):
+            raise InputError(f"{where}: chat_template is {brief(template)}, not a template: {COPY}")
+    return sources
 
 
 def token_text(token: Any, name: str, where: str) -> str:

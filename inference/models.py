@@ -8,11 +8,13 @@ names, tokenizer or configuration is said before any weights are read.
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
+from typing import Any
 
 import torch
 
 from base.errors import InputError, MissingFile, reading
 from base.files import entry, sha256_of
+from inference.ends import Ends, declared_ends, tokenizer_ends, unique
 from inference.hf import load_hf
 from inference.hf.configs import read_config
 from inference.hf.reading import find_folder
@@ -32,6 +34,14 @@ class FoundModel:
     eot_id: int | None  # goes between documents
     is_run: bool
     begins_with_bos: bool  # where the tokenizer has one: our shards have none, what was trained elsewhere may
+    declared: Ends  # by the model's folder or the run's
+
+    def ends(self, tokenizer: Any) -> Ends:
+        """All that ends a text of this model; `tokenizer` is what load_tokenizer made of its own."""
+        of_tokenizer = tokenizer_ends(find_tokenizer(self.tokenizer), self.tokenizer, tokenizer)
+        ids = unique([self.eot_id, *of_tokenizer, *self.declared.ids])
+        drawable = tuple(i for i in ids if 0 <= i < self.architecture.vocab_size)
+        return Ends(drawable, self.declared.strings)
 
     def load(self, device: torch.device, dtype: torch.dtype) -> ConfigurableGPT:
         """The weights in `dtype` on `device`, ready for inference. Raises what load_hf and load_weights
@@ -64,8 +74,9 @@ def find_model(
         check_fits(found, architecture.vocab_size)
         architecture = shortened(architecture, context_length)
         return FoundModel(
-            path, architecture, tokenizer or path, found.eot_id, is_run=False, begins_with_bos=True
-        )
+            path, architecture, tokenizer or path, found.eot_id,
+            is_run=False, begins_with_bos=True, declared=declared_ends(path),
+        )  # fmt: skip
     path = checkpoint.find_checkpoint(out_dir, step)
     if path is None:
         raise MissingFile(
@@ -79,8 +90,9 @@ def find_model(
         check_fits(find_tokenizer(tokenizer), architecture.vocab_size)
     eot_id = entry(state.data, "eot_id", (int, NoneType), path / "state.json", "copy the run again")
     return FoundModel(
-        path, architecture, tokenizer or out_dir, eot_id, is_run=True, begins_with_bos=not state.has_data
-    )
+        path, architecture, tokenizer or out_dir, eot_id,
+        is_run=True, begins_with_bos=not state.has_data, declared=declared_ends(out_dir),
+    )  # fmt: skip
 
 
 def check_own_tokenizer(out_dir: str | Path, state: RunState) -> None:

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from base.text import printable
 from inference.chat import ChatTemplate
 
 
@@ -12,7 +13,11 @@ def read_questions() -> Iterator[str]:
     """The lines that are typed, or piped in."""
     while True:
         print("> " if sys.stdin.isatty() else "", end="", flush=True)
-        line = sys.stdin.readline()
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:  # as the end of the input
+            print()
+            return
         if not line:
             return
         if line.strip():
@@ -43,6 +48,7 @@ class Display:
     def write(self, token: int | None, text: str) -> None:
         if self.silent:
             return
+        text = printable(text)
         if token is not None and token == self.template.think_id:
             self.thinking = True
             text = DIM + text if self.colour else text

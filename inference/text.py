@@ -42,17 +42,26 @@ class TextStream:
     def __init__(
         self, tokenizer: "Tokenizer", prompt_ids: Sequence[int], stop_strings: Sequence[str] = ()
     ) -> None:
-        from tokenizers.decoders import DecodeStream
-
         self.tokenizer, self.stop_strings = tokenizer, stop_strings
-        self.decoder = DecodeStream(skip_special_tokens=True)
-        for token in prompt_ids:  # spaces at the start of a token depend on what came before
-            self.decoder.step(tokenizer, token)
+        # Spaces at the start of a token depend on what came before: the tokens whose text was given out last
+        # are decoded again before those that came since
+        self.before, self.since = list(prompt_ids)[-64:], []
         self.held, self.stopped = "", False
+
+    def _text_of(self, token: int) -> str:
+        """What a token adds to the text; nothing while a character of several tokens is not complete."""
+        self.since.append(token)
+        ids = [*self.before, *self.since]
+        known, text = (self.tokenizer.decode(part, skip_special_tokens=True) for part in (self.before, ids))
+        # A decoder that joins tokens may change the text before: what was given out stays
+        if len(text) <= len(known) or text.endswith("\ufffd"):
+            return ""
+        self.before, self.since = self.since, []
+        return text[len(known) :]
 
     def feed(self, token: int) -> str:
         """The text that is certain now."""
-        self.held += self.decoder.step(self.tokenizer, token) or ""
+        self.held += self._text_of(token)
         ends = [at for stop in self.stop_strings if (at := self.held.find(stop)) >= 0]
         if ends:
             self.stopped = True

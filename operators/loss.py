@@ -45,20 +45,24 @@ def head_loss(
     backend: str = "auto",
     z_loss: float = 0.0,
     sizes: LossSizes = SIZES,
+    apart: list[Tensor] | None = None,
 ) -> Tensor:
     """Mean over the valid targets of cross-entropy + z_loss * log(Z)^2, in nats; 0 where no target is valid.
 
     x [B, T, C], weight [V, C], targets [B, T] with -100 ignored. z_loss (PaLM, Chowdhery et al. 2022: 1e-4)
-    keeps the logits' normaliser near 1. `backend` is one of LOSS_BACKENDS; auto is chunked where the logits
-    would be large."""
+    keeps the logits' normaliser near 1; the list `apart` gets its share of the loss, as a number without
+    gradient, so that the cross-entropy can be told. `backend` is one of LOSS_BACKENDS; auto is chunked where the
+    logits would be large."""
     x, targets = x.flatten(0, 1), targets.flatten()  # [N, C], [N]
     if backend == "auto":
         backend = "chunked" if 4 * x.size(0) * weight.size(0) > sizes.plain_max else "plain"
     if backend == "plain":
         logits = linear(x, weight).float()
         total = F.cross_entropy(logits, targets, ignore_index=IGNORED_TARGET, reduction="sum")
+        z = torch.zeros_like(total)
         if z_loss:
-            total = total + z_loss * (logits.logsumexp(-1).square() * (targets != IGNORED_TARGET)).sum()
+            z = z_loss * (logits.logsumexp(-1).square() * (targets != IGNORED_TARGET)).sum()
+            total = total + z
     else:
         # The type of the matmuls is autocast's, as for F.linear above
         device = x.device.type
@@ -67,13 +71,16 @@ def head_loss(
         piece = max(1, (sizes.piece if device == "cpu" else sizes.device_piece) // (4 * weight.size(0)))
         starts = tuple(sizes.starts(x.size(0), chunk))
         needs_grad = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        total = ChunkedLoss.apply(x, weight, targets, z_loss, dtype, (starts, chunk, piece), needs_grad)
-    return total / (targets != IGNORED_TARGET).sum().clamp(min=1)
+        total, z = ChunkedLoss.apply(x, weight, targets, z_loss, dtype, (starts, chunk, piece), needs_grad)
+    n_valid = (targets != IGNORED_TARGET).sum().clamp(min=1)
+    if apart is not None:
+        apart.append(z.detach() / n_valid)
+    return total / n_valid
 
 
 class ChunkedLoss(torch.autograd.Function):
-    """Sum of the losses of x [N, C] against targets [N] through weight [V, C]. `walk` is the first token of
-    each chunk, the tokens of a chunk, and those of a piece (chunk_loss). The gradients of the sum are
+    """Sum of the losses of x [N, C] against targets [N] through weight [V, C], and what of it is z_loss's. `walk`
+    is the first token of each chunk, the tokens of a chunk, and those of a piece (chunk_loss). The gradients of the sum are
     computed on the way forward and scaled on the way back, in place: a graph that is kept cannot be used
     twice, which autograd notices. That of the weight is accumulated in fp32 where there are several
     chunks."""
@@ -88,11 +95,11 @@ class ChunkedLoss(torch.autograd.Function):
         dtype: torch.dtype,
         walk: tuple[tuple[int, ...], int, int],
         needs_grad: bool,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         starts, chunk, piece = walk
         with torch.autocast(x.device.type, enabled=False):
             head = weight.to(dtype)
-            total = torch.zeros((), dtype=torch.float32, device=x.device)
+            totals = torch.zeros(2, dtype=torch.float32, device=x.device)
             grad_x = torch.empty_like(x) if needs_grad else None
             grad_weight = None
             for start in starts:
@@ -100,7 +107,7 @@ class ChunkedLoss(torch.autograd.Function):
                 loss, grad_x_chunk, part = chunk_loss(
                     x[rows].to(dtype), head, targets[rows], z_loss, needs_grad, piece
                 )
-                total = total + loss
+                totals = totals + loss
                 if needs_grad:
                     grad_x[rows] = grad_x_chunk
                     grad_weight = (
@@ -109,11 +116,15 @@ class ChunkedLoss(torch.autograd.Function):
         if needs_grad:
             ctx.save_for_backward(grad_x, grad_weight)
             ctx.weight_dtype = weight.dtype
-        return total
+        total, z = totals[0].clone(), totals[1].clone()
+        ctx.mark_non_differentiable(z)
+        return total, z
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, grad: Tensor, grad_z: Tensor
+    ) -> tuple[Tensor | None, ...]:
         grad_x, grad_weight = ctx.saved_tensors
         return grad_x.mul_(grad), grad_weight.to(ctx.weight_dtype).mul_(grad), None, None, None, None, None
 
@@ -121,8 +132,8 @@ class ChunkedLoss(torch.autograd.Function):
 def chunk_loss(
     x: Tensor, head: Tensor, targets: Tensor, z_loss: float, needs_grad: bool, piece: int
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """x [n, C], head [V, C] in the type of the matmuls, targets [n] -> the sum of the losses and its
-    gradients of x and head. Its logits, the only such tensor at a time, are gone when it returns. Eagerly
+    """x [n, C], head [V, C] in the type of the matmuls, targets [n] -> the sums [2] of the losses and of z_loss's part,
+    and the gradients of the first of x and head. Its logits, the only such tensor at a time, are gone when it returns. Eagerly
     `piece` tokens at a time are in fp32."""
     logits = linear(x, head)  # [n, V]
     valid = (targets != IGNORED_TARGET).float().unsqueeze(1)
@@ -135,7 +146,7 @@ def chunk_loss(
         total, grad = loss_and_gradient(logits.float(), target, valid, z_loss)
         grad = grad.to(logits.dtype)
     else:  # the gradient takes the place of the logits; between them fp32 for as many rows as stay in cache
-        total = torch.zeros((), dtype=torch.float32, device=x.device)
+        total = torch.zeros(2, dtype=torch.float32, device=x.device)
         for part in zip(logits.split(piece), target.split(piece), valid.split(piece), strict=True):
             loss, part_grad = loss_and_gradient(part[0].float(), *part[1:], z_loss, inplace=True)
             part[0].copy_(part_grad)
@@ -149,8 +160,9 @@ def chunk_loss(
 def loss_and_gradient(
     logits: Tensor, target: Tensor, valid: Tensor, z_loss: float, inplace: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """logits [N, V] in fp32, target and valid (0.0 or 1.0) [N, 1] -> the sum of the losses, and its
-    gradient [N, V], which is softmax * (1 + 2 z_loss log Z) - onehot in valid rows. `inplace` overwrites
+    """logits [N, V] in fp32, target and valid (0.0 or 1.0) [N, 1] -> the sums [2] of the losses and of
+    z_loss's part, and the gradient [N, V] of the first, which is
+    softmax * (1 + 2 z_loss log Z) - onehot in valid rows. `inplace` overwrites
     the logits with it and takes one exponential; the compiler would keep that one in fp32 between its
     passes, so without it there are two."""
     right = logits.gather(1, target)
@@ -161,7 +173,8 @@ def loss_and_gradient(
         log_z = highest + sums.log()
     else:
         log_z, sums = logits.logsumexp(-1, keepdim=True), 1.0
-    loss = ((log_z - right + z_loss * log_z.square()) * valid).sum()
+    z = z_loss * log_z.square()
+    loss = torch.stack([((log_z - right + z) * valid).sum(), (z * valid).sum()])
     scale = valid * (1 + 2 * z_loss * log_z) / sums
     if inplace:
         return loss, powers.mul_(scale).scatter_add_(1, target, -valid)

@@ -14,11 +14,12 @@ from training.config import TrainConfig
 log = logging.getLogger("nanofoundry")
 
 # A backend opens a run and gives back what logs {"train/loss": 2.5, ...} of a step, and what ends it.
-# `run_id` is the same after a resume: one curve. Samples of text are values too.
+# `run_id` is the same after a resume: one curve, without what an earlier session did beyond `start_step`. Samples of
+# text are values too.
 Backend = tuple[Callable[[dict[str, float | str], int], Any], Callable[[], Any]]
 
 
-def open_wandb(config: TrainConfig, content: Mapping[str, Any], run_id: str) -> Backend:
+def open_wandb(config: TrainConfig, content: Mapping[str, Any], run_id: str, start_step: int) -> Backend:
     import wandb
 
     name = config.wandb_run_name or config.out_dir
@@ -26,10 +27,13 @@ def open_wandb(config: TrainConfig, content: Mapping[str, Any], run_id: str) -> 
     return lambda values, step: run.log({"step": step, **values}, step=step), run.finish
 
 
-def open_tensorboard(config: TrainConfig, content: Mapping[str, Any], run_id: str) -> Backend:
+def open_tensorboard(
+    config: TrainConfig, content: Mapping[str, Any], run_id: str, start_step: int
+) -> Backend:
     from torch.utils.tensorboard import SummaryWriter
 
-    writer = SummaryWriter(str(Path(config.out_dir) / "tensorboard"), max_queue=1, flush_secs=10)
+    folder = str(Path(config.out_dir) / "tensorboard")
+    writer = SummaryWriter(folder, max_queue=1, flush_secs=10, purge_step=start_step + 1)
     writer.add_text("config", f"```\n{json.dumps(content, indent=1)}\n```")
 
     def write(values: dict[str, float | str], step: int) -> None:
@@ -40,7 +44,7 @@ def open_tensorboard(config: TrainConfig, content: Mapping[str, Any], run_id: st
     return write, writer.close
 
 
-def open_trackio(config: TrainConfig, content: Mapping[str, Any], run_id: str) -> Backend:
+def open_trackio(config: TrainConfig, content: Mapping[str, Any], run_id: str, start_step: int) -> Backend:
     import trackio
 
     name = f"{config.wandb_run_name or config.out_dir} {run_id}"
@@ -55,17 +59,19 @@ class BackendLog:
     """Metrics to one backend from a thread of its own: whether it is absent, fails or hangs, the run goes
     on."""
 
-    def __init__(self, name: str, config: TrainConfig, content: Mapping[str, Any], run_id: str) -> None:
+    def __init__(
+        self, name: str, config: TrainConfig, content: Mapping[str, Any], run_id: str, start_step: int
+    ) -> None:
         self.name = name
         self._queue: queue.Queue[tuple[dict[str, float | str], int] | None] = queue.Queue(maxsize=10_000)
         self._thread = threading.Thread(
-            target=self._work, args=(config, content, run_id), daemon=True, name=name
+            target=self._work, args=(config, content, run_id, start_step), daemon=True, name=name
         )
         self._thread.start()
 
-    def _work(self, config: TrainConfig, content: Mapping[str, Any], run_id: str) -> None:
+    def _work(self, config: TrainConfig, content: Mapping[str, Any], run_id: str, start_step: int) -> None:
         try:
-            write, finish = BACKENDS[self.name](config, content, run_id)
+            write, finish = BACKENDS[self.name](config, content, run_id, start_step)
             while (item := self._queue.get()) is not None:
                 write(*item)
             finish()
@@ -84,9 +90,16 @@ class BackendLog:
 class Backends:
     """The log backends that the configuration asks for, on rank 0; none on the others."""
 
-    def __init__(self, config: TrainConfig, content: Mapping[str, Any], run_id: str, rank: int = 0) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        content: Mapping[str, Any],
+        run_id: str,
+        start_step: int = 0,
+        rank: int = 0,
+    ) -> None:
         wanted = [name for name in BACKENDS if getattr(config, f"{name}_log") and rank == 0]
-        self._logs = [BackendLog(name, config, content, run_id) for name in wanted]
+        self._logs = [BackendLog(name, config, content, run_id, start_step) for name in wanted]
 
     def write(self, kind: str, step: int, **metrics: float | str | None) -> None:
         """Logs each metric as "kind/metric", those that are None left out."""

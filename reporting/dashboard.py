@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from base.errors import require
-from base.text import duration
+from base.text import duration, printable
 from reporting.progress import Progress
 from training.config import TrainConfig
 
@@ -64,6 +64,7 @@ class Dashboard(Progress):
 
     def say(self, line: str) -> None:
         if self.rank == 0:
+            line = printable(line)
             self.events.extend(f"{time.strftime('%H:%M:%S')} {part}" for part in line.splitlines())
             if not sys.stdout.isatty():  # a log that stdout goes to has every line
                 print(line, flush=True)

@@ -11,7 +11,7 @@ import torch
 import torch._dynamo.utils
 
 from base.errors import InputError
-from hardware.device import device_name
+from hardware.device import device_name, wait_for
 from hardware.gpus import peak_flops_per_s
 
 CATEGORIES: tuple[tuple[str, str], ...] = (  # the first pattern that an operator's or a kernel's name holds
@@ -82,7 +82,7 @@ class StepProfile:
         if self.device.type == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history(max_entries=200_000)
-            torch.cuda.synchronize(self.device)
+            wait_for(self.device)
         self._profiler = torch.profiler.profile(activities=activities)
         self._profiler.__enter__()
         self._started = time.perf_counter()
@@ -90,7 +90,7 @@ class StepProfile:
     def _finish(self) -> str:
         on_gpu = self.device.type == "cuda"
         if on_gpu:
-            torch.cuda.synchronize(self.device)
+            wait_for(self.device)
         wall_ms = 1e3 * (time.perf_counter() - self._started) / self.steps
         self._profiler.__exit__(None, None, None)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -135,16 +135,15 @@ def check_profile(steps: int, steps_left: int) -> None:
         )
 
 
-def hardware(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What a run log says about the device: FLOP/s are those of the data sheet, None for an unknown GPU,
-    and measured."""
-    name = device_name(device)
+def hardware(device: torch.device, dtype: torch.dtype, fp8: bool = False) -> dict[str, Any]:
+    """What a run log says about the device: FLOP/s are those of the data sheet in the type that multiplies, None for
+    an unknown GPU."""
+    name, kind = device_name(device), str(dtype).removeprefix("torch.")
     return {
         "device": device.type,
         "device_name": name,
-        "dtype": str(dtype).removeprefix("torch."),
-        "peak_flops_per_s": peak_flops_per_s(name),
-        "matmul_flops_per_s": matmul_flops_per_s(device, dtype),
+        "dtype": kind,
+        "peak_flops_per_s": peak_flops_per_s(name, kind, fp8),
     }
 
 
@@ -152,23 +151,3 @@ def compiled_graphs() -> int:
     """Graphs that torch.compile has made in this process. A number that grows in mid-run is a
     recompilation."""
     return torch._dynamo.utils.counters["stats"]["unique_graphs"]
-
-
-def matmul_flops_per_s(device: torch.device, dtype: torch.dtype, budget_s: float = 0.05) -> float:
-    """Of the fastest of some square products of random numbers, in a size that the device needs: what a
-    training step could reach at most. (Zeros would be faster: a GPU's clock depends on the bits.) Draws
-    from a generator of its own."""
-    n = 8192 if device.type == "cuda" else 256 if dtype == torch.float16 else 1024  # CPUs crawl in fp16
-    generator = torch.Generator(device).manual_seed(0)
-    a, b = (torch.randn(n, n, generator=generator, device=device).to(dtype) for _ in range(2))
-    seconds = []
-    deadline = time.perf_counter() + budget_s
-    while len(seconds) < 4 or time.perf_counter() < deadline:
-        start = time.perf_counter()
-        torch.mm(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return 2 * n**3 / min(seconds[1:])  # others may share a CPU in the meantime

@@ -13,6 +13,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from base.provenance import git_state, versions
 from hardware.device import memory_gb
 from reporting import instruments
@@ -24,6 +26,8 @@ from training.evaluate import bits_per_byte
 from training.run import Run, derived_figures
 from training.step import StepResult
 
+BUSY = 4.0  # times its own processor time: a step that waits so long for a CPU is worth a word
+
 
 class Journal:
     def __init__(self, run: Run, command: Sequence[str]) -> None:
@@ -31,7 +35,7 @@ class Journal:
         self.run, config, world = run, run.config, run.world
         name = run.model_config.get_architecture_name()
         self.model = {"architecture_name": name, **derived_figures(run.model_config, config)}
-        self.hardware = instruments.hardware(run.device, run.dtype) | {
+        self.hardware = instruments.hardware(run.device, run.dtype, config.fp8 != "none") | {
             "world_size": world.size,
             "strategy": run.strategy.name,
             "attention_backend": run.attention_backend,
@@ -40,19 +44,22 @@ class Journal:
         self.run_log = RunLog(run.out_dir, world.rank)
         self.run_log.write(
             "run_start",
+            run_id=run.state.wandb_run_id,
             command=list(command),
             config=run.resolved,
             model=self.model,
             data=run.state.data,
+            measurement=run.state.measurement,
             hardware=self.hardware,
             versions=versions(),
             git=git_state(),
             start_step=run.start_step,
         )
-        self.backends = Backends(config, run.resolved, run.state.wandb_run_id, world.rank)
+        self.backends = Backends(config, run.resolved, run.state.wandb_run_id, run.start_step, world.rank)
         show = Dashboard if config.dashboard and sys.stderr.isatty() else Progress
         self.progress = show(run.start_step, config.max_iters, world.rank)
         self._graphs: int | None = None
+        self._busy = False  # whether that was said
 
     def say(self, line: str) -> None:
         """To the terminal alone."""
@@ -107,6 +114,7 @@ class Journal:
                 "note: something was compiled again since the last line; TORCH_LOGS=recompiles says what"
             )
         self._graphs = graphs
+        self._note_if_busy()
         dt_ms, energy_j = run.timer.lap_ms(), run.energy()
         tokens_per_s = run.tokens_per_step / dt_ms * 1e3
         flops_per_s = (
@@ -121,15 +129,27 @@ class Journal:
             "dt_ms": dt_ms,
             "tokens_per_s": tokens_per_s,
             "mfu": flops_per_s / peak if peak else None,
-            "of_matmul_rate": flops_per_s / self.hardware["matmul_flops_per_s"],
             "compiled_graphs": graphs,
             "memory_gb": memory_gb(run.device),
             "skipped_steps": run.train_step.guard.skipped(),
         }
+        m |= {"z_loss": result.z_loss} if run.model_config.z_loss else {}
         m |= {} if energy_j is None else {"energy_j": energy_j}
         self.run_log.write("train", step=state.step, **m)
         self.progress.train(state.step, m)
         self.backends.write("train", state.step, **m)
+
+    def _note_if_busy(self) -> None:
+        """Says once that steps wait for a CPU, which on few cores with as many threads makes them ten times as long:
+        all wait for the thread that does not run."""
+        waited, threads = self.run.timer.waited(), torch.get_num_threads()
+        if self.run.device.type != "cpu" or self._busy or waited < BUSY:
+            return
+        self._busy = True
+        fewer = (
+            f"; with fewer than {threads} threads, OMP_NUM_THREADS=1, it may be faster" if threads > 1 else ""
+        )
+        self.say(f"note: a step takes {waited:.0f} times its own processor time: the machine is busy{fewer}")
 
     def end(self, reason: str) -> None:
         state, wall_s = self.run.state, self.run.timer.trained_s

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from base.text import duration
+from base.text import duration, printable
 
 
 class Progress:
@@ -21,6 +21,7 @@ class Progress:
     def say(self, line: str) -> None:
         if self.rank != 0:
             return
+        line = printable(line)
         if self.bar is not None:
             self.bar.write(line)
         else:
@@ -31,7 +32,7 @@ class Progress:
         mfu = "n/a" if m["mfu"] is None else f"{m['mfu']:.1%}"
         line = (
             f"loss {m['loss']:.4f} | lr {m['lr']:.2e} | grad norm {m['grad_norm']:.2f} | {m['dt_ms']:,.0f} ms | "
-            f"{m['tokens_per_s']:,.0f} tokens/s | MFU {mfu}, {m['of_matmul_rate']:.0%} of a matmul | {m['memory_gb']:.2f} GB"
+            f"{m['tokens_per_s']:,.0f} tokens/s | MFU {mfu} | {m['memory_gb']:.2f} GB"
         )
         if self.bar is not None:
             self.bar.set_postfix_str(line, refresh=False)

@@ -24,7 +24,7 @@ from base import cli, fields
 from base.errors import InputError
 from base.fields import knob
 from hardware.device import device_name, memory_gb, select_device, select_dtype
-from inference.chat import load_template
+from inference.chat import has_template, load_template
 from inference.generate import generate
 from inference.models import FoundModel, find_model
 from inference.sampling import Sampling
@@ -73,9 +73,7 @@ def check(config: CheckConfig) -> None:
     if back != TEXT:
         raise InputError(f"{source}: {TEXT!r} comes back from the tokenizer as {back!r}")
     print(f"ok  round trip: {len(TEXT.encode())} bytes in {len(ids)} tokens and back")
-    if "chat_template.jinja" in found.companions or b'"chat_template"' in found.companions.get(
-        "tokenizer_config.json", b""
-    ):
+    if has_template(found):
         template = load_template(source)
         prompt_ids = encode(tokenizer, template.render(QUESTION))
         modes = "with thinking modes" if template.knows_thinking else "without thinking"

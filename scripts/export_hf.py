@@ -21,6 +21,7 @@ from base import cli, fields
 from base.errors import InputError, MissingFile, reading
 from base.fields import knob
 from base.files import writable_folder
+from inference.ends import generation_config
 from inference.hf import save_hf
 from inference.hf.configs import config_to_hf
 from inference.hf.writing import MAX_SHARD_BYTES
@@ -61,6 +62,7 @@ def export(config: ExportConfig) -> None:
     architecture = ModelArchitectureConfig.from_dict(saved["model"])
     dtype = getattr(torch, config.dtype)
     config_to_hf(architecture, dtype)  # refuses before the weights are read
+    generation = generation_config(config.out_dir)
     if config.tokenizer is None:
         check_own_tokenizer(config.out_dir, state)
     with torch.device("meta"):
@@ -69,7 +71,7 @@ def export(config: ExportConfig) -> None:
     checkpoint.load_weights(path, model)
     own = config.out_dir if (Path(config.out_dir) / "tokenizer.json").is_file() else None
     tokenizer = config.tokenizer or own
-    save_hf(model, to, tokenizer, dtype, int(config.max_shard_gb * 2**30))
+    save_hf(model, to, tokenizer, dtype, int(config.max_shard_gb * 2**30), generation)
     beside = (
         f"with the tokenizer of {tokenizer}" if tokenizer else "without a tokenizer: pass --tokenizer=..."
     )

@@ -17,10 +17,12 @@ from base import cli, fields
 from base.errors import InputError, writing
 from base.fields import knob
 from base.files import writable_folder
+from inference.ends import generation_config, save_generation_config
 from inference.hf import load_hf
+from inference.hf.configs import notes_on_config
 from inference.hf.reading import find_folder
 from inference.text import check_fits
-from tokenization.tokenizers import find_tokenizer
+from tokenization.tokenizers import find_tokenizer, has_tokenizer
 from training.checkpoint import list_checkpoints
 from training.config import TrainConfig
 from training.saving import save_checkpoint
@@ -49,8 +51,9 @@ def import_model(config: ImportConfig) -> None:
     if list_checkpoints(config.out_dir):
         raise InputError(f"{config.out_dir} holds the checkpoints of a run: choose a new --out_dir")
     folder = find_folder(config.model)
-    own = folder if (folder / "tokenizer.json").is_file() else None
+    own = folder if has_tokenizer(folder) else None
     tokenizer = find_tokenizer(config.tokenizer or own) if config.tokenizer or own else None
+    notes, generation = notes_on_config(folder), generation_config(folder)
     model = load_hf(folder)
     state = RunState(origin="imported")  # it belongs to no dataset: train.py refuses to resume from it
     if tokenizer is not None:
@@ -60,12 +63,15 @@ def import_model(config: ImportConfig) -> None:
     resolved = {"model": asdict(model.config), "train": asdict(TrainConfig(init_from=f"hf:{config.model}"))}
     with writing(config.out_dir):
         path = save_checkpoint(config.out_dir, dict(model.named_parameters()), state, resolved)
-        if tokenizer is not None:
-            tokenizer.save(config.out_dir)
+    if tokenizer is not None:
+        tokenizer.save(config.out_dir)
+    save_generation_config(config.out_dir, generation)
     print(f"{path}\n{model.config.summary()}\n{model.get_num_params():,} parameters")
+    for note in notes:
+        print(f"note: {note}")
     if tokenizer is None:
         needed = f"sample.py needs one in {config.out_dir}, or --tokenizer=..."
-        print(f"note: {folder} has no tokenizer.json; {needed}")
+        print(f"note: {folder} has no tokenizer; {needed}")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import contextlib
+import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +26,11 @@ from base.errors import InputError, reading, writing
 from base.fields import knob
 from base.files import read_json, writable_folder, write_json
 from base.text import brief
+from inference.ends import generation_config
 from inference.hf import load_hf, save_hf
 from inference.hf.reading import find_folder
 from model_builder import ConfigurableGPT
-from tokenization.tokenizers import find_tokenizer
+from tokenization.tokenizers import TokenizerFiles, find_tokenizer
 from tokenization.vocabulary import kept_ids, prune_tokenizer, read_vocabulary
 
 
@@ -80,13 +83,10 @@ def prune(config: PruneConfig) -> None:
             f"{config.vocabulary} has ids up to {kept[-1]}, the model {model.config.vocab_size} rows"
         )
     pruned = prune_model(model, kept)
-    with tempfile.TemporaryDirectory() as small:
-        tokenizer.save(small)
-        (Path(small) / "tokenizer.json").write_bytes(prune_tokenizer(tokenizer.json, kept))
-        renumber_config(Path(small) / "tokenizer_config.json", kept)
-        for name in ("vocab.json", "merges.txt"):  # of the full vocabulary, which tokenizer.json repeats
-            (Path(small) / name).unlink(missing_ok=True)
-        save_hf(pruned, to, small, dtype)
+    generation = generation_config(folder, {old: new for new, old in enumerate(kept)})
+    with scratch_beside(to) as small:
+        save_pruned_tokenizer(tokenizer, kept, small)
+        save_hf(pruned, to, small, dtype, generation=generation)
     with writing(to):
         write_json(to / "kept_ids.json", kept, indent=None)
     before, after = model.get_num_params(), pruned.get_num_params()
@@ -96,6 +96,29 @@ def prune(config: PruneConfig) -> None:
         f"({1 - after / before:.1%} less), {after * mb:,.1f} of {before * mb:,.1f} MB in "
         f"{str(dtype).removeprefix('torch.')}"
     )
+
+
+@contextlib.contextmanager
+def scratch_beside(folder: Path) -> Iterator[Path]:
+    """A folder beside another that is gone afterwards."""
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            parent = folder.absolute().parent
+            parent.mkdir(parents=True, exist_ok=True)
+            scratch = tempfile.TemporaryDirectory(dir=parent, prefix=".", ignore_cleanup_errors=True)
+        yield Path(stack.enter_context(scratch))
+
+
+def save_pruned_tokenizer(tokenizer: TokenizerFiles, kept: Sequence[int], folder: Path) -> None:
+    """The tokenizer's files with these ids alone, renumbered, into folder. Raises InputError."""
+    pruned = prune_tokenizer(tokenizer.json, kept)
+    tokenizer.save(folder)
+    with writing(folder):
+        (folder / "tokenizer.json").write_bytes(pruned)
+        # What tokenizer.json repeats, of the full vocabulary
+        for name in ("vocab.json", "merges.txt", "tokenizer.model", "added_tokens.json"):
+            (folder / name).unlink(missing_ok=True)
+    renumber_config(folder / "tokenizer_config.json", kept)
 
 
 def stored_dtype(hf_config: dict[str, Any]) -> torch.dtype:
@@ -114,12 +137,13 @@ def renumber_config(path: Path, kept: Sequence[int]) -> None:
     fields = read_json(path)
     new_id = {old: new for new, old in enumerate(kept)}
     decoder = fields.get("added_tokens_decoder") or {}
-    if not isinstance(decoder, dict) or not all(i.isdecimal() for i in decoder):
+    if not isinstance(decoder, dict) or not all(re.fullmatch("[0-9]{1,10}", i) for i in decoder):
         raise InputError(f"{path.name}: added_tokens_decoder is not a table of ids: copy it again")
     if decoder:
         kept_tokens = {new_id[int(i)]: token for i, token in decoder.items() if int(i) in new_id}
         fields["added_tokens_decoder"] = kept_tokens
-    write_json(path, fields)
+    with writing(path):
+        write_json(path, fields)
 
 
 if __name__ == "__main__":

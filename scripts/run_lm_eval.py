@@ -12,15 +12,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import json
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from base import cli, fields
-from base.errors import InputError, MissingPackage, writing
+from base.errors import InputError, MissingPackage, one_line, writing
 from base.fields import knob
-from base.files import write_atomically
+from base.files import json_bytes, writable_folder, write_atomically
 from hardware.device import select_device, select_dtype
 from inference.models import find_model
 
@@ -62,34 +62,67 @@ def evaluate(config: EvalConfig) -> None:
         ) from None
     if config.include_path is not None and not Path(config.include_path).is_dir():
         raise InputError(f"include_path={config.include_path} is not a folder")
-    if config.out is not None and not Path(config.out).absolute().parent.is_dir():
-        raise InputError(
-            f"{Path(config.out).absolute().parent} is not a folder: make it, or choose another --out"
-        )
+    check_place(config.out)
     found = find_model(model=config.model)
-    manager = TaskManager(include_path=config.include_path)
     tasks = [task.strip() for task in config.tasks.split(",")]
-    if unknown := [task for task in tasks if not manager.match_tasks([task])]:
+    with harness_errors("its tasks cannot be read", "check --include_path"):
+        manager = TaskManager(include_path=config.include_path)
+        unknown = [task for task in tasks if not manager.match_tasks([task])]
+    if unknown:
         raise InputError(
             f"tasks={unknown[0]!r} is not known to lm_eval {lm_eval.__version__}: see `lm_eval ls tasks`"
         )
     name = str(dtype).removeprefix("torch.")
-    results: dict[str, Any] = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(found.path), "dtype": name},
-        tasks=tasks,
-        num_fewshot=config.num_fewshot,
-        limit=config.limit,
-        batch_size=config.batch_size,
-        device=str(device),
-        task_manager=manager,
-        log_samples=False,
-    )
+    with harness_errors(f"{config.tasks} cannot be evaluated", "check the tasks, their data and the network"):
+        results: dict[str, Any] = lm_eval.simple_evaluate(
+            model="hf",
+            model_args={"pretrained": str(found.path), "dtype": name},
+            tasks=tasks,
+            num_fewshot=config.num_fewshot,
+            limit=config.limit,
+            batch_size=config.batch_size,
+            device=str(device),
+            task_manager=manager,
+            log_samples=False,
+        )
     print(lm_eval.utils.make_table(results))
     if config.out is not None:
-        content = json.dumps(results, indent=2, default=str) + "\n"
         with writing(config.out):
-            write_atomically(config.out, content.encode())
+            write_atomically(config.out, as_json(results))
+
+
+def check_place(out: str | None) -> None:
+    """Raises InputError where no file can be written, before hours are spent on its content."""
+    if out is not None:
+        parent = writable_folder(str(Path(out).absolute().parent), "the folder of --out")
+        if not parent.is_dir():
+            raise InputError(f"{parent} is not a folder: make it, or choose another --out")
+        if Path(out).is_dir():
+            raise InputError(f"--out={out} is a folder: name a file in it")
+
+
+@contextlib.contextmanager
+def harness_errors(what: str, what_to_do: str) -> Iterator[None]:
+    """Around calls of lm-evaluation-harness, which runs task files and fetches data: whatever it raises becomes an
+    InputError."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {one_line(error)}"[:300]
+        raise InputError(f"lm_eval: {what} ({reason}): {what_to_do}") from error
+
+
+def as_json(results: Any) -> bytes:
+    """The harness's results, in which keys and values of any type may be."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {str(key): plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return value if value is None or isinstance(value, str | int | float) else str(value)
+
+    return json_bytes(plain(results))
 
 
 if __name__ == "__main__":

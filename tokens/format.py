@@ -151,10 +151,14 @@ def tokenizer_files(folder: Path) -> list[Path]:
     names = (
         "tokenizer*",
         "special_tokens_map.json",
+        "added_tokens.json",
         "vocab.json",
         "merges.txt",
+        "tekken.json",
         "chat_template*",
+        "additional_chat_templates/*.jinja",
         "*.tiktoken",
+        "generation_config.json",  # of a run that began with a model which had one
     )
     return [file for name in names for file in sorted(folder.glob(name)) if file.is_file()]
 
@@ -165,7 +169,7 @@ def check_tokenizer_files(folder: Path) -> None:
     inside = os.path.realpath(folder)
     for file in tokenizer_files(folder):
         target = os.path.realpath(file)
-        if os.path.dirname(target) != inside:
+        if not target.startswith(inside + os.sep):
             raise InputError(
                 f"{file} is a link out of the folder, to {printable(target)}, and a run would copy that: put the file "
                 "itself there"

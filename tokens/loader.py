@@ -16,7 +16,7 @@ from torch import Tensor
 from base.errors import InputError
 from operators.loss import IGNORED_TARGET
 from tokens.mixture import Mixture, Tokens, as_mixture
-from tokens.order import permute, training_window
+from tokens.order import evaluation_windows, training_window
 
 # A permutation of 16 indices costs as much as reading a batch, and one of 1024 not much more
 SAMPLES_AT_ONCE = 1024
@@ -95,25 +95,29 @@ class BatchLoader:
                 yield tuple(t.to(device, non_blocking=True) for t in batch)
 
 
+def evaluated_windows(tokens: Tokens | Mixture, n: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(source, window) of each of the n windows that an evaluation takes: a function of the split and the sizes alone,
+    none twice. Where the split has fewer, all of them. Of a mixture: its proportions, as far as its shortest source
+    goes."""
+    mixture = as_mixture(tokens)
+    counts, n_windows = mixture.evaluated(n, block_size), mixture.windows(block_size)
+    windows = [evaluation_windows(c, of, i) for i, (c, of) in enumerate(zip(counts, n_windows, strict=True))]
+    return np.repeat(np.arange(len(counts)), counts), np.concatenate(windows)
+
+
 def evaluation_batches(
     tokens: Tokens | Mixture,
     block_size: int,
     batch_size: int,
-    n_batches: int,
+    n: int,
     rank: int = 0,
     world_size: int = 1,
     eot_id: int | None = None,
 ) -> Iterator[Batch]:
-    """This process's share of the evaluation batches: windows that depend on the split and the sizes alone,
-    not on the seed or the world size, none twice. Where the split has fewer windows than asked for, all of
-    them; the last batch is then filled up with targets of -100. Of a mixture: its proportions, as far as
-    its shortest source goes."""
+    """This process's share of the n evaluated_windows(), batch_size at a time. The last batch is filled up with
+    targets of -100."""
     mixture = as_mixture(tokens)
-    counts, n_windows = mixture.evaluated(n_batches * batch_size, block_size), mixture.windows(block_size)
-    source = np.repeat(np.arange(len(counts)), counts)
-    windows = np.concatenate(
-        [permute(np.arange(c), n, key=0) for c, n in zip(counts, n_windows, strict=True)]
-    )
+    source, windows = evaluated_windows(mixture, n, block_size)
     n_batches = -(-len(windows) // batch_size)
     # A rank without a batch of its own takes part with one that counts nothing
     for first in range(0, n_batches, world_size):

@@ -133,6 +133,12 @@ class Mixture:
         counts[np.argsort(-rest, kind="stable")[: n - counts.sum()]] += 1  # largest remainder
         return counts.tolist()
 
+    @property
+    def mean_bytes_per_token(self) -> float | None:
+        """Of what is drawn; None where a source did not count its bytes."""
+        each = [stream.bytes_per_token for stream in self.streams]
+        return None if None in each else sum(float(w) * b for w, b in zip(self.weights, each, strict=True))
+
     def bytes_per_token(self, n: int, block_size: int) -> float | None:
         """Of the evaluation of n windows; None where a source did not count its bytes."""
         counts = self.evaluated(n, block_size)

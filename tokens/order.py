@@ -8,6 +8,9 @@ from functools import lru_cache
 
 import numpy as np
 
+# Keys of training are of (seed, epoch, source); this word of 128 bits sets the evaluations' apart from all of them
+EVALUATION = int.from_bytes(b"nanofoundry eval")
+
 
 @lru_cache(
     maxsize=64
@@ -48,6 +51,13 @@ def permute_within(period: int, index: np.ndarray, seed: int, *stream: int) -> t
         key = seed * 2**32 + q
         position[here] = permute(position[here], period, (key, *stream) if stream else key)
     return quotient, position
+
+
+def evaluation_windows(n: int, n_windows: int, source: int) -> np.ndarray:
+    """Which n of a split's windows an evaluation takes: none twice, and the first of them the same for every n. No
+    seed is part of it, and its key is one that no seed, epoch or source can be: what is measured has nothing to do
+    with what was trained on first."""
+    return permute(np.arange(n), n_windows, (EVALUATION, source))
 
 
 def training_window(seed: int, sample: np.ndarray, n_windows: int, *stream: int) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from base.errors import InputError, MissingFile
+from base.files import size_of
 from tokens.format import SHARD_DTYPE
 
 WRITE_CHUNK_TOKENS = 1 << 20  # ids are converted and written in pieces of 4 MiB, however long the document
@@ -99,7 +100,7 @@ class ShardWriter:
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
-            partial = dict(self._shard)
+            partial = self._shard | {"sha256": self._sha256.hexdigest()}
         return {
             "shards": list(self._shards),
             "partial": partial,
@@ -134,10 +135,10 @@ class ShardWriter:
         self._shards = list(state["shards"])
         self._documents, self._text_bytes = state["documents"], state["text_bytes"]
         for shard in self._shards:
-            if not (self._folder / shard["file"]).is_file():
-                raise MissingFile(
-                    f"{self._folder / shard['file']} is missing: remove {self._folder} and prepare it again"
-                )
+            file, again = self._folder / shard["file"], f"remove {self._folder} and prepare it again"
+            n_bytes = shard["tokens"] * SHARD_DTYPE.itemsize
+            if (size := size_of(file, again)) != n_bytes:
+                raise InputError(f"{file} has {size:,} bytes, {n_bytes:,} were written: {again}")
         partial = state["partial"]
         if partial is None:
             return
@@ -146,7 +147,7 @@ class ShardWriter:
         temporary = self._folder / f".{partial['file']}"
         if final.is_file():
             os.replace(final, temporary)
-        if not temporary.is_file() or temporary.stat().st_size < n_bytes:
+        if not temporary.is_file() or size_of(temporary) < n_bytes:
             raise MissingFile(
                 f"{temporary} is missing or too short: remove {self._folder} and prepare it again"
             )
@@ -154,7 +155,13 @@ class ShardWriter:
         self._open_shard(mode="r+b")
         while block := self._file.read(WRITE_CHUNK_TOKENS):
             self._sha256.update(block)
-        self._shard = dict(partial)
+        self._shard = {key: value for key, value in partial.items() if key != "sha256"}
+        # What an earlier version was writing has no digest
+        if partial.get("sha256", self._sha256.hexdigest()) != self._sha256.hexdigest():
+            self._file.close()
+            raise InputError(
+                f"{temporary} is not what was written (sha256): remove {self._folder} and prepare it again"
+            )
 
     def _write(self, piece: np.ndarray) -> None:
         self._file.write(piece)

@@ -5,8 +5,9 @@
 A config file is plain Python whose public names are fields of ModelArchitectureConfig or TrainConfig. Every
 key is known, every value typed, everything that is wrong is an InputError of one line."""
 
+import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from base.text import check_utf8
 from model_config import PRESET_CONFIGS, ModelArchitectureConfig, merge_layers
 
 COUNT, AT_LEAST_0 = "[1, inf)", "[0, inf)"
+ITER_WINDOWS = 12  # nanoGPT's evaluations are eval_iters batches of its batch_size, 12
 
 
 @dataclass(kw_only=True)
@@ -132,6 +134,10 @@ class TrainConfig:
         "scratch, resume, auto (resume if there is a checkpoint, else scratch), hf:DIR_OR_ID",
         kind=KEEPING,
     )
+    resize_vocabulary: bool = knob(
+        False, "of hf:DIR_OR_ID, to that of the data: tokens that both have keep their rows, the others are initialised",
+        kind=KEEPING,
+    )  # fmt: skip
     checkpoint_interval: int | None = knob(
         None, "steps between checkpoints; none: eval_interval", kind=KEEPING, bounds=COUNT
     )
@@ -145,7 +151,16 @@ class TrainConfig:
     )
 
     # What is looked at
-    eval_iters: int = knob(200, "micro-batches over all processes, of each split", kind=NUMBERS, bounds=COUNT)
+    eval_tokens: int | None = knob(
+        None,
+        "of each split, in windows of block_size; none: what eval_iters means",
+        kind=LOOKING,
+        bounds=COUNT,
+    )
+    eval_iters: int = knob(
+        200, f"nanoGPT's way to say eval_tokens: so many times {ITER_WINDOWS} windows of block_size", kind=LOOKING,
+        bounds=COUNT, needs={"eval_tokens": (None,)},
+    )  # fmt: skip
     eval_interval: int = knob(2000, "steps between evaluations", kind=LOOKING, bounds=COUNT)
     eval_only: bool = knob(False, "evaluate once and end", kind=LOOKING)
     log_interval: int = knob(10, "steps between log lines", kind=LOOKING, bounds=COUNT)
@@ -178,6 +193,11 @@ class TrainConfig:
             raise InputError(
                 f"min_lr={self.min_lr} exceeds learning_rate={self.learning_rate}: lower min_lr too"
             )
+        if self.learning_rate == 0 and self.optimizer == "muon" and self.muon_learning_rate:
+            raise InputError(
+                f"muon_learning_rate={self.muon_learning_rate} follows the schedule of learning_rate=0, which is 0 "
+                "throughout: set learning_rate too"
+            )
         if self.use_zero1 and self.use_fsdp:
             raise InputError(
                 "use_zero1=True and use_fsdp=True exclude each other: FSDP shards the optimizer as well; set one"
@@ -195,13 +215,43 @@ class TrainConfig:
     def tokens_per_step(self, block_size: int) -> int:
         return self.batch_size * self.gradient_accumulation_steps * block_size
 
+    def evaluated_tokens(self, block_size: int) -> int:
+        """Of each split, where it has so many."""
+        return self.eval_tokens or self.eval_iters * ITER_WINDOWS * block_size
+
     def notes(self) -> list[str]:
-        """Fields that were set and have no effect."""
-        return fields.notes(self)
+        """Fields that were set and have no effect, and those whose effect together is seldom meant."""
+        notes = [*fields.notes(self), *self._schedule_notes()]
+        if self.resize_vocabulary and not self.init_from.startswith("hf:"):
+            notes.append(f"resize_vocabulary=True has no effect with init_from={self.init_from!r}")
+        return notes
+
+    def _schedule_notes(self) -> Iterator[str]:
+        warmup, last = self.warmup_iters, self.max_iters
+        decay = self.lr_decay_iters if self.lr_schedule != "constant" else None
+        if warmup >= last > 0:
+            yield f"warmup_iters={warmup} is not over before max_iters={last}: learning_rate is never reached"
+        elif decay is not None and decay <= warmup:
+            yield (
+                f"lr_decay_iters={decay} ends before warmup_iters={warmup}: after the warm-up the learning rate "
+                "falls to min_lr at once"
+            )
+        save = self.checkpoint_interval or self.eval_interval
+        if save < last <= math.lcm(save, self.eval_interval) and not self.eval_only:
+            yield (
+                f"checkpoint_interval={save} and eval_interval={self.eval_interval} do not meet before the end: no "
+                "checkpoint before it has a val_loss, so none is kept as the best; let one be a multiple of the other"
+            )
 
     def notes_here(self, model: ModelArchitectureConfig, device_type: str, world_size: int) -> list[str]:
         """Fields that give way to where the run is: its device, its processes, its output."""
         notes = []
+        if self.eval_tokens is None:
+            tokens, block_size = self.evaluated_tokens(model.block_size), model.block_size
+            notes.append(
+                f"eval_iters={self.eval_iters} means eval_tokens={tokens:,}: {self.eval_iters} x {ITER_WINDOWS} "
+                f"windows of {block_size:,}, whatever batch_size is"
+            )
         if world_size == 1 and (self.use_zero1 or self.use_fsdp):
             notes.append(
                 f"{'use_zero1' if self.use_zero1 else 'use_fsdp'}=True shards over processes; here there is one"

@@ -4,7 +4,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
 from base.errors import InputError
-from training.checkpoint import find_damage, leftovers, list_checkpoints
+from training.checkpoint import find_problem, leftovers, list_checkpoints
 from training.config import TrainConfig
 from training.saving import SaveFailed, own_share, save_checkpoint
 from training.state import RunState
@@ -35,11 +35,11 @@ class Checkpoints:
         world: World,
         config: TrainConfig,
         best: Mapping[str, Any] | None,
-        source_step: int | None,
+        stay: Collection[int] = (),
     ) -> None:
         self.out_dir, self.world, self.config = out_dir, world, config
         self.best = best  # {"step", "val_loss"} of the best that is saved
-        self.source_step = source_step  # that the run resumed from
+        self.stay = set(stay)  # steps whose checkpoints are kept besides: that the run resumed from
         self._events: list[dict[str, Any]] = []
         self._pending: tuple[Future, Mapping[str, Any] | None, float] | None = None
         if config.async_checkpoint:
@@ -91,6 +91,13 @@ class Checkpoints:
         """Waits for the save that is underway; what becomes of it is among the events."""
         self._finish()
 
+    def when_written(self, then: Callable[[], object]) -> None:
+        """Calls it when no save is underway any more, which may be now."""
+        if self._pending is None:
+            then()
+        else:
+            self._pending[0].add_done_callback(lambda _: then())
+
     def events(self) -> list[dict[str, Any]]:
         """What became of the saves since the last call: {"step", "blocked_ms", "saved_ms", "path" or
         "failed"} each."""
@@ -132,7 +139,7 @@ class Checkpoints:
     ) -> Path:
         path = save_checkpoint(self.out_dir, tensors, state, resolved, self.world, group)
         if prune and self.world.rank == 0 and not self.config.always_save_checkpoint:
-            keep_steps = {state.step, self.source_step, state.best["step"] if state.best else None}
+            keep_steps = self.stay | {state.step, *([state.best["step"]] if state.best else [])}
             prune_checkpoints(self.out_dir, self.config.keep_last, keep_steps)
         return path
 
@@ -154,6 +161,16 @@ def check_space(out_dir: Path, n_bytes: int, keep_last: int) -> str | None:
     if free < missing * n_bytes:
         return f"{folder} has {free / 1e9:.1f} GB free; {missing} more checkpoints take {missing * n_bytes / 1e9:.1f} GB"
     return None
+
+
+def check_unchanged(out_dir: str | Path, source: Path | None, source_step: int) -> None:
+    """Raises InputError where `source`, None for a run that found no checkpoint, is no longer the newest: a
+    run that ended since it was chosen may have written there."""
+    there = list_checkpoints(out_dir)
+    newer = [path for step, path in there if source is None or step > source_step]
+    if newer or (source is not None and source not in dict(there).values()):
+        what = f"{newer[-1]} is new" if newer else f"{source} is gone"
+        raise InputError(f"{out_dir} was changed by another run meanwhile ({what}): repeat the command")
 
 
 def prune_checkpoints(out_dir: str | Path, keep_last: int, keep_steps: Collection[int | None]) -> None:
@@ -190,7 +207,7 @@ def set_aside_damaged(out_dir: str | Path, source_step: int) -> list[Path]:
     now. What can be read by now stays."""
     moved = []
     for step, path in list_checkpoints(out_dir):
-        if step > source_step and find_damage(path) is not None:
+        if step > source_step and find_problem(path) is not None:
             aside = path.with_name(f"damaged_{path.name}")
             if aside.exists():  # of an earlier time
                 aside = path.with_name(f"{aside.name}_{time.time_ns()}")

@@ -13,30 +13,46 @@ log = logging.getLogger("nanofoundry")
 
 
 class StepTimer:
-    """Training time, without evaluation and saving. It waits for no device: the caller reads a loss first,
-    which does."""
+    """Training time, without evaluation and saving. A step returns while the device still works on it; what reads its
+    result waits for the device, and that wait is training too: settle() before whatever else is done."""
 
-    def __init__(self, trained_s: float = 0.0) -> None:
+    def __init__(self, trained_s: float = 0.0, wait: Callable[[], object] = lambda: None) -> None:
+        """`wait` returns when the device has done what it was given."""
         self.trained_s = trained_s  # over the whole run, earlier sessions included
-        self._started: float | None = None
+        self.wait = wait
+        self._started = self._cpu_started = 0.0
         self._lap_s = 0.0
         self._lap_steps = 0
+        self._lap_cpu_s = 0.0  # processor time of this process, of all its threads
+
+    def settle(self) -> None:
+        """Waits for the device, as part of the steps made so far."""
+        if self._lap_steps:
+            self.start()
+            self.wait()
+            self.stop(steps=0)
 
     def start(self) -> None:
-        self._started = time.perf_counter()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
     def stop(self, steps: int) -> None:
         """Ends a stretch of `steps` optimizer steps."""
         elapsed = time.perf_counter() - self._started
         self.trained_s += elapsed
         self._lap_s += elapsed
+        self._lap_cpu_s += time.process_time() - self._cpu_started
         self._lap_steps += steps
 
     def lap_ms(self) -> float:
         """Mean milliseconds a step since the last call."""
         mean = 1e3 * self._lap_s / self._lap_steps
-        self._lap_s, self._lap_steps = 0.0, 0
+        self._lap_s, self._lap_steps, self._lap_cpu_s = 0.0, 0, 0.0
         return mean
+
+    def waited(self, enough_s: float = 5.0) -> float:
+        """How many times its own processor time a step of this lap took: on a CPU far above 1 where others work on
+        it. 1 for a lap that is too short to say."""
+        return self._lap_s / max(self._lap_cpu_s, 1e-9) if self._lap_s >= enough_s else 1.0
 
 
 class EnergyMeter:

@@ -11,7 +11,6 @@ In a world of processes every rank calls every method, at the same points of its
 """
 
 import secrets
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -19,12 +18,13 @@ from typing import Any
 
 import torch
 
-from base.errors import InputError
+from base.errors import InputError, writing
 from base.files import writable_folder
-from hardware.device import compile_problem, select_device, select_dtype
+from base.locks import FolderLock, check_free
+from hardware.device import compile_problem, memory_bytes, select_device, select_dtype, wait_for
 from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
-from tokens.dataset import Dataset, tokenizer_files
+from tokens.dataset import Dataset, copy_tokenizer, tokenizer_files
 from tokens.loader import Batch
 from tokens.mixture import parse_mixture
 from training import checkpoint
@@ -33,16 +33,18 @@ from training.config import TrainConfig
 from training.evaluate import evaluate
 from training.flops import flops_per_token
 from training.fp8 import check_fp8
-from training.keeping import Checkpoints, check_space, set_aside_damaged, set_aside_run
+from training.keeping import Checkpoints, check_space, check_unchanged, set_aside_damaged, set_aside_run
+from training.measure import measurement, same
 from training.meters import EnergyMeter, StepTimer
 from training.optim import build_optimizers, learning_rate_at, muon_products, state_bytes
 from training.parallel import Strategy, build_strategy
-from training.state import RunState, check_resumable
+from training.state import RunState, begin_anew, check_resumable
 from training.step import MicroBatch, StepResult, TrainStep
 from training.world import World
 
 DATA = Path(__file__).resolve().parents[1] / "data"
-Loader = Callable[[str, ConfigurableGPT], object]  # fills the model with the weights that init_from names
+# Fills the model with the weights that init_from names, to be trained on the data of a folder; notes
+Loader = Callable[[str, ConfigurableGPT, Path], list[str]]
 
 
 @dataclass
@@ -61,19 +63,21 @@ class Run:
     train_step: TrainStep
     state: RunState
     source: Path | None  # the checkpoint that it resumed from
+    stay: set[int]  # the steps of checkpoints that this session removes in no case
     attention_ms: dict[str, float | str]  # where backends were timed
     notes: list[str]  # what whoever starts the run should know
 
     def __post_init__(self) -> None:
         state = self.state
         self.out_dir = Path(self.config.out_dir)
+        self.lock: FolderLock | None = None  # of the run folder, on rank 0
         self.start_step = state.step
         self.saved_step = state.step if self.source is not None else None
         # A signal may have cut off the evaluation of the step that it saved: that is made up for
         self.cut_off = self.source is not None and self._evaluates_at(state.step) and state.val_loss is None
-        self.timer = StepTimer(state.trained_s)
+        self.timer = StepTimer(state.trained_s, lambda: wait_for(self.device))
         self.energy = EnergyMeter(self.device, self.world, state.energy_j)
-        self.checkpoints = Checkpoints(self.out_dir, self.world, self.config, state.best, self.saved_step)
+        self.checkpoints = Checkpoints(self.out_dir, self.world, self.config, state.best, self.stay)
         self.batches: Iterator[Batch] = self.dataset.loader.prefetched(state.step, self.device)
 
     @property
@@ -115,6 +119,7 @@ class Run:
     def evaluate(self, stopping: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
         """Mean loss of each split in nats a token; None where `stopping` says on all ranks that there is no
         time."""
+        self.timer.settle()
         losses = {}
         for split in ("train", "val"):
             batches = self.dataset.evaluation_batches(split)
@@ -135,8 +140,8 @@ class Run:
         micro_batches = (MicroBatch(m, next(self.batches), accumulation, last=m == own[-1]) for m in own)
         result = self.train_step(self.state.step, micro_batches)
         if read:
-            loss = self.world.sum(result.loss).item()
-            result = StepResult(loss, result.grad_norm.item(), result.lr)
+            loss, z_loss = self.world.sum(torch.stack([result.loss, result.z_loss])).tolist()
+            result = StepResult(loss, result.grad_norm.item(), result.lr, z_loss)
         self.timer.stop(steps=1)
         self.state.step += 1
         self.state.tokens = self.state.step * self.tokens_per_step
@@ -146,24 +151,35 @@ class Run:
     def bad_steps(self) -> int:
         """Steps that were skipped since the last good one, where they are so many that the run should end;
         else 0."""
+        self.timer.settle()
         n = self.train_step.guard.bad_in_a_row()
         return n if n >= self.config.max_bad_steps else 0
 
     def open_folder(self) -> list[str]:
-        """Makes the run folder, sets aside what is there of other runs, and copies the tokenizer. Notes on
-        what moved."""
+        """Makes the run folder, which belongs to this run until close(), sets aside what is there of other
+        runs, and copies the tokenizer. Notes on what moved. Raises InputError, on every rank, where another
+        run is at work in it."""
+        return self.world.by_rank_0(self._open_folder) or []
+
+    def _open_folder(self) -> list[str]:
         notes = []
-        if self.world.rank == 0:
+        with writing(self.out_dir):
             self.out_dir.mkdir(parents=True, exist_ok=True)
-            if self.config.eval_only:
+            if self.config.eval_only:  # it writes a log of its own: the run may be at work
                 return notes
-            if self.source is not None:
-                damaged = set_aside_damaged(self.out_dir, self.state.step)
-                notes += [f"a damaged checkpoint is now {path}" for path in damaged]
-            elif aside := set_aside_run(self.out_dir, tokenizer_files(self.out_dir)):
-                notes.append(f"the checkpoints of an earlier run are now in {aside}")
-            for file in tokenizer_files(self.dataset.folders[0]):
-                shutil.copy(file, self.out_dir)
+            self.lock = FolderLock(self.out_dir, "run")
+            try:
+                if self.source is not None:
+                    damaged = set_aside_damaged(self.out_dir, self.start_step)
+                    notes += [f"a damaged checkpoint is now {path}" for path in damaged]
+                if self.config.init_from != "scratch":
+                    check_unchanged(self.out_dir, self.source, self.start_step)
+                elif aside := set_aside_run(self.out_dir, tokenizer_files(self.out_dir)):
+                    notes.append(f"the checkpoints of an earlier run are now in {aside}")
+                copy_tokenizer(self.dataset.folders[0], self.out_dir)
+            except BaseException:
+                self.lock.release()
+                raise
         return notes
 
     def save(self, wait: bool = True) -> None:
@@ -171,6 +187,7 @@ class Run:
         returns. What becomes of it is among self.checkpoints.events(). Raises SaveFailed with `wait`."""
         if self.state.step == self.saved_step:
             return
+        self.timer.settle()
         guard, chosen = self.train_step.guard, self.model_config.attention_backend == "auto"
         self.state = replace(
             self.state,
@@ -187,8 +204,10 @@ class Run:
         self.saved_step = self.state.step
 
     def close(self) -> None:
-        """Ends the reading of batches."""
+        """Ends the reading of batches, and lets go of the run folder."""
         self.batches.close()
+        if self.lock is not None:
+            self.checkpoints.when_written(self.lock.release)
 
 
 def model_on_meta(model_config: ModelArchitectureConfig) -> ConfigurableGPT:
@@ -198,6 +217,31 @@ def model_on_meta(model_config: ModelArchitectureConfig) -> ConfigurableGPT:
             return ConfigurableGPT(model_config)
     except (RuntimeError, TypeError, OverflowError) as error:  # torch on sizes beyond 64 bits
         raise InputError(f"a model of this size is not possible: {str(error).splitlines()[0]}") from error
+
+
+def check_memory(model: ConfigurableGPT, config: TrainConfig, world: World, device: torch.device) -> None:
+    """Raises InputError for what no allocation could hold: weights, or ids of a micro-batch, beyond all the memory
+    there is. What fits by this may still not train: plan.py tells."""
+    there = memory_bytes(device)
+    if there is None:
+        return
+    there //= world.local_size if device.type == "cpu" else 1
+    if config.tokens_per_step(model.config.block_size) >= 2**63:
+        raise InputError(
+            "the tokens of a step are beyond 64 bits: lower batch_size or gradient_accumulation_steps"
+        )
+    shards = (config.hybrid_shard_size or world.size) if config.use_fsdp else 1
+    tensors = [*model.parameters(), *model.buffers()]
+    weights = sum(t.numel() * t.element_size() for t in tensors) // shards
+    ids = 8 * config.batch_size * model.config.block_size
+    for what, n_bytes, then in (
+        ("the weights", weights, "a smaller model, or --use_fsdp over more processes"),
+        (f"the ids of batch_size={config.batch_size}", ids, "lower batch_size"),
+    ):
+        if n_bytes > there:
+            raise InputError(
+                f"{what} alone need {n_bytes / 1e9:,.0f} GB on each process, which has {there / 1e9:,.0f} GB: {then}"
+            )
 
 
 def derived_figures(model_config: ModelArchitectureConfig, config: TrainConfig) -> dict[str, int]:
@@ -226,16 +270,19 @@ def build_run(
     whatever is wrong with the input."""
     device = device or select_device(config.device, world.local_rank, world.local_size)
     dtype = select_dtype(config.dtype, device)
-    model_on_meta(model_config)  # a model that is not possible is said before data is read
+    check_memory(model_on_meta(model_config), config, world, device)  # said before data is read
     check_fp8(config, model_config, device)
     strategy = build_strategy(config, world, device, dtype)
     out_dir = writable_folder(config.out_dir)
+    if not config.eval_only:  # said before anything that takes long
+        world.by_rank_0(lambda: check_free(out_dir, "run"))
     prepare_embedded(config.dataset, world, data_root)
     dataset = open_dataset(model_config, config, world, data_root)
-    data = dataset.record(config.max_iters)
+    data, measured = dataset.record(config.max_iters), measurement(dataset, config, dtype, world)
+    if measured["bytes"]:
+        data["bytes_per_token"] = measured["bytes"] / measured["tokens"]
 
-    source, state, resume_notes = begin(model_config, config, world, data, device)
-
+    source, state, stay, resume_notes = begin(model_config, config, world, data, measured, device, dtype)
     kernel, kernels_ms = choose_kernel(model_config, config, device, dtype, world, state.attention_backend)
     no_compiler = compile_problem(device) if config.compile else None
     model = model_on_meta(replace(model_config, attention_backend=kernel))
@@ -243,7 +290,7 @@ def build_run(
     forward = strategy.wrap(model, seed, compile=config.compile and no_compiler is None)
     if state.origin == "imported":
         assert load_weights is not None, "init_from='hf:…' needs load_weights"
-        load_weights(config.init_from.removeprefix("hf:"), model)
+        resume_notes += load_weights(config.init_from.removeprefix("hf:"), model, dataset.folders[0])
     optimizers = build_optimizers(model, config, device, state.muon_products)
     if source is not None:
         checkpoint.load_weights(source, model)
@@ -268,7 +315,7 @@ def build_run(
         )
     return Run(
         model_config, config, world, device, dtype, strategy, dataset, model, optimizers, step, state, source,
-        kernels_ms, notes,
+        stay, kernels_ms, notes,
     )  # fmt: skip
 
 
@@ -277,10 +324,12 @@ def begin(
     config: TrainConfig,
     world: World,
     data: dict[str, Any],
+    measured: dict[str, Any],
     device: torch.device,
-) -> tuple[Path | None, RunState, list[str]]:
-    """The checkpoint to resume from, if any, the state to begin with, and what changed since. Raises
-    InputError."""
+    dtype: torch.dtype,
+) -> tuple[Path | None, RunState, set[int], list[str]]:
+    """The checkpoint to resume from, if any, the state to begin with, the steps whose checkpoints stay, and what
+    changed since. Raises InputError."""
     source = None
     if config.init_from != "scratch":
         source = checkpoint.find_checkpoint(config.out_dir, world=world)
@@ -288,17 +337,42 @@ def begin(
         raise InputError(
             f"init_from='resume', but {config.out_dir}/checkpoints holds none: pass --init_from=auto"
         )
-    state, notes = RunState(muon_products=muon_products(device)), []
+    if source is None and config.eval_only and config.init_from == "auto":
+        raise InputError(
+            f"eval_only=True, but {config.out_dir}/checkpoints holds none: name another --out_dir, or pass "
+            "--init_from=scratch to evaluate random weights"
+        )
+    state, stay, notes = (
+        RunState(muon_products=muon_products(device), data=data, dtype=str(dtype)[6:]),
+        set(),
+        [],
+    )
     if source is not None:
         resolved = {"model": asdict(model_config), "train": asdict(config)}
         state, saved = checkpoint.load_state(source)
         notes = check_resumable(source, state, saved, resolved, data["fingerprint"])
+        stay = {state.step}
+        if not same(state.measurement, measured):
+            stay |= {state.best["step"]} if state.best else set()  # for this session
+            notes += measured_anew(state)
+        notes += begin_anew(state, data, str(dtype)[6:])
         state.origin = "resume"
     elif config.init_from.startswith("hf:"):
         state.origin = "imported"
-    state.data = data
+    state.measurement = measured
     state.wandb_run_id = state.wandb_run_id or secrets.token_hex(4)
-    return source, state, notes
+    return source, state, stay, notes
+
+
+def measured_anew(state: RunState) -> list[str]:
+    """Forgets the losses that an earlier session measured in another way. Notes."""
+    best, state.best, state.val_loss = state.best, None, None
+    if best is None:
+        return []
+    return [
+        f"what is evaluated is not what it was when step {best['step']} was the best, with {best['val_loss']:.4f}: the best "
+        "starts anew"
+    ]
 
 
 def open_dataset(
@@ -313,7 +387,7 @@ def open_dataset(
         batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation_steps,
         seed=config.seed,
-        eval_iters=config.eval_iters,
+        eval_tokens=config.evaluated_tokens(model_config.block_size),
         data_dtype=None if config.data_dtype == "auto" else config.data_dtype,
         document_masking=config.document_masking,
         rank=world.rank,

@@ -3,6 +3,7 @@
 torch.distributed.checkpoint plans who writes what. What torch calls a storage writer is here, so that every
 byte has a digest before it has a name. No pickle is involved."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,8 +21,10 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteIte
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.distributed.tensor import DTensor
 
+from base.errors import InputError, MachineError
 from base.files import fsync, json_bytes, write_durably
-from training.checkpoint import checkpoint_path, leftovers
+from base.locks import FolderLock, is_held
+from training.checkpoint import checkpoint_path, find_problem, leftovers
 from training.state import RunState
 from training.world import World
 
@@ -62,15 +65,19 @@ def save_checkpoint(
     except CheckpointException as error:  # the same on every rank
         failures = [(rank, cause) for rank, (cause, _) in error.failures.items()]
         rank, cause = next(((r, c) for r, c in failures if not isinstance(c, OSError)), failures[0])
+        if isinstance(cause, InputError):
+            raise InputError(str(cause)) from None
         if not isinstance(cause, OSError):
             raise RuntimeError(f"saving {writer.path} failed on rank {rank}: {cause}") from cause
         if world.rank == 0:
             shutil.rmtree(writer.partial, ignore_errors=True)  # a full disk may have room for the log again
         raise SaveFailed(f"{writer.path} could not be written by rank {rank}: {cause}") from None
+    finally:
+        writer.close()
     return writer.path
 
 
-class SaveFailed(OSError):
+class SaveFailed(MachineError):
     """A checkpoint could not be written; those before it are untouched."""
 
 
@@ -87,12 +94,38 @@ class Writer(StorageWriter):
     ) -> None:
         self.path, self.partial = path, path.with_name(f"partial_{path.name}")
         self.world, self.documents, self.digest = world, documents, digest
+        self.lock: FolderLock | None = None
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         if is_coordinator:
+            self.partial.parent.mkdir(parents=True, exist_ok=True)
+            if not is_held(self.path.parent.parent):  # by the run, which train.py opens before it saves
+                self.lock = FolderLock(self.path.parent.parent, "run")
+            self._check_replaceable()
             for folder in leftovers(self.path.parent):
                 shutil.rmtree(folder, ignore_errors=True)
-            self.partial.mkdir(parents=True)
+            self.partial.mkdir()
+
+    def _check_replaceable(self) -> None:
+        """Raises OSError where another run's intact checkpoint of this step is there."""
+        if not self.path.exists() or self._is_own():
+            return
+        try:
+            problem = find_problem(self.path)
+        except InputError as error:  # it may be intact
+            raise FileExistsError(str(error)) from None
+        if problem is None:
+            raise FileExistsError(f"{self.path} is of another run and intact: move it away")
+
+    def _is_own(self) -> bool:
+        with contextlib.suppress(InputError):
+            return RunState.read(self.path).wandb_run_id == self.documents["state.json"]["wandb_run_id"]
+        return False
+
+    def close(self) -> None:
+        """Lets go of the folder, if it was taken for this save alone."""
+        if self.lock is not None:
+            self.lock.release()
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> torch.futures.Future[list[WriteResult]]:
         results = []

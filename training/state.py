@@ -7,11 +7,11 @@ from types import NoneType
 from typing import Any, Literal
 
 from base.errors import InputError
-from base.fields import MODEL, NUMBERS, differing, effective, knobs, typed, types
-from base.files import entry, read_json
+from base.fields import MODEL, NUMBERS, differing, effective, knobs, names, typed, types
+from base.files import count_entry, entry, read_json
 from model_config import ModelArchitectureConfig
 from training.config import TrainConfig
-from training.optim import MuonProducts
+from training.optim import MuonProducts, learning_rate_at
 
 Origin = Literal["scratch", "resume", "imported", "forked"]
 NUMBER = (int, float)
@@ -24,17 +24,42 @@ TYPES: dict[str, tuple[type, ...]] = {
     "energy_j": (*NUMBER, NoneType),
     "val_loss": (*NUMBER, NoneType),
     "best": (dict, NoneType),
+    "measurement": (dict, NoneType),
     "grad_scaler": (dict,),
     "guard": (dict, NoneType),
     "wandb_run_id": (str, NoneType),
     "attention_backend": (str, NoneType),
+    "dtype": (str, NoneType),
     "muon_products": (str,),
     "data": (dict,),
     "origin": (str,),
 }
 NEEDED = ("step", "data")
+# What those that are records hold; of "best" and "data" there may be more, which earlier versions did not write
+RECORDS: dict[str, dict[str, tuple[type, ...]]] = {
+    "best": {"step": (int,), "val_loss": NUMBER},
+    "guard": dict.fromkeys(("mean_norm", "good", "bad_in_a_row", "skipped"), NUMBER),
+    "grad_scaler": dict.fromkeys(
+        ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"), NUMBER
+    ),
+    "data": {
+        "dataset": (str, NoneType),
+        "fingerprint": (str,),
+        "val_fingerprint": (str, NoneType),
+        "bytes_per_token": (*NUMBER, NoneType),
+        "tokenizer": (dict, NoneType),
+        "eot_id": (int, NoneType),
+    },
+}
 PARTS = {"model": ModelArchitectureConfig, "train": TrainConfig}
-NO_DATA = {"dataset": None, "fingerprint": "", "bytes_per_token": None, "tokenizer": None, "eot_id": None}
+NO_DATA = {
+    "dataset": None,
+    "fingerprint": "",
+    "val_fingerprint": None,
+    "bytes_per_token": None,
+    "tokenizer": None,
+    "eot_id": None,
+}
 
 
 @dataclass(kw_only=True)
@@ -47,10 +72,12 @@ class RunState:
     energy_j: float | None = 0.0  # joules, over all sessions; None: not measured
     val_loss: float | None = None  # evaluated at this step
     best: dict[str, Any] | None = None  # {"step", "val_loss"} of the best checkpoint
+    measurement: dict[str, Any] | None = None  # that both were evaluated by (training/measure.py)
     grad_scaler: dict[str, Any] = field(default_factory=dict)
     guard: dict[str, float] | None = None  # of StepGuard
     wandb_run_id: str | None = None  # names the run to log backends, in every session
     attention_backend: str | None = None  # that a measurement chose
+    dtype: str | None = None  # of the matmuls
     muon_products: MuonProducts = "bfloat16"  # training/optim.py; earlier versions had torch's alone
     data: dict[str, Any] = field(
         default_factory=lambda: dict(NO_DATA)
@@ -70,16 +97,22 @@ class RunState:
     def read(cls, checkpoint: Path) -> "RunState":
         """From state.json of a checkpoint, of this version or an earlier one. Raises InputError for wrong
         types."""
-        file = checkpoint / "state.json"
+        file, again = checkpoint / "state.json", "restore the checkpoint"
         content = read_json(file)
         for key, kinds in TYPES.items():
             if key in content or key in NEEDED:
-                entry(content, key, kinds, file, "restore the checkpoint")
+                entry(content, key, kinds, file, again)
         for key in ("origin", "muon_products"):
             if key in content:
                 typed(f"{file}: {key}", content[key], types(cls)[key])
+        content["data"] = NO_DATA | content["data"]
+        for name, kinds_of in RECORDS.items():
+            for key, kinds in kinds_of.items() if content.get(name) else ():
+                entry(content[name], key, kinds, f"{file}: {name}", again)
+        for name, record in ((file, content), (f"{file}: best", content.get("best") or {})):
+            for key in record.keys() & {"step", "tokens"}:
+                count_entry(record, key, name, again)
         state = cls(**{f.name: content[f.name] for f in fields(cls) if f.name in content})
-        state.data = NO_DATA | state.data
         if not state.has_data:  # earlier versions wrote no origin
             state.origin = "imported"
         return state
@@ -105,10 +138,10 @@ def check_resumable(
     fingerprint: str,
 ) -> list[str]:
     """What differs between the configuration of a checkpoint and that of the run that resumes from it, as
-    far as it changes numbers: notes. `saved` and `resolved` are {"model": fields, "train": fields}; a field
-    that an earlier version did not have has its default. Raises InputError, naming each difference, where
-    the checkpoint belongs to another model or another order of data, or has fields of a model that this
-    version does not know."""
+    far as it changes numbers, with the learning rate that follows from either: one note. `saved` and
+    `resolved` are {"model": fields, "train": fields}; a field that an earlier version did not have has its
+    default. Raises InputError, naming each difference, where the checkpoint belongs to another model or
+    another order of data, or has fields of a model that this version does not know."""
     if not state.has_data:
         begin = f"--init_from={saved['train'].get('init_from')} and another --out_dir"
         raise InputError(
@@ -126,15 +159,10 @@ def check_resumable(
         fixed = {name: train[name] for name, k in knobs(TrainConfig).items() if k.fixed}
         step = train["batch_size"] * train["gradient_accumulation_steps"]
         model = effective(ModelArchitectureConfig, config["model"], MODEL)
-        return (
-            model
-            | fixed
-            | {
-                "batch_size * gradient_accumulation_steps": step,
-                "data fingerprint": data_fingerprint[:12],
-            }
-        )
+        data = {"data": f"{train['dataset']}, fingerprint {data_fingerprint[:12]}"} if other_data else {}
+        return model | fixed | {"batch_size * gradient_accumulation_steps": step} | data
 
+    other_data = state.data["fingerprint"] != fingerprint
     if different := differing(essence(saved, state.data["fingerprint"]), essence(resolved, fingerprint)):
         raise InputError(
             f"{checkpoint} cannot be resumed under this configuration: {different}; "
@@ -144,7 +172,42 @@ def check_resumable(
         differing(*(effective(kind, config[part], NUMBERS) for config in (saved, resolved)))
         for part, kind in PARTS.items()
     ]
-    notes = [f"changed since the checkpoint: {line}" for line in changed if line]
+    before, after = (next_learning_rate(state.step, config["train"]) for config in (saved, resolved))
+    if None not in (before, after) and before != after:
+        changed.append(f"learning rate of the next step {before:.4g} there, {after:.4g} here")
+    changes = ", ".join(line for line in changed if line)
+    notes = [f"changed since the checkpoint: {changes}"] if changes else []
     if foreign["train"]:
         notes.append(f"of the checkpoint's configuration {', '.join(foreign['train'])} is not known here")
+    return notes
+
+
+def next_learning_rate(step: int, train: Mapping[str, Any]) -> float | None:
+    """Of the update after `step`, as fields of TrainConfig say, of which others are left out; None where
+    they contradict each other."""
+    try:
+        return learning_rate_at(
+            step, TrainConfig(**{k: v for k, v in train.items() if k in names(TrainConfig)})
+        )
+    except InputError:
+        return None
+
+
+def begin_anew(state: RunState, data: Mapping[str, Any], dtype: str) -> list[str]:
+    """Takes up what this session reads and computes in, in place of what the checkpoint's did. What was
+    measured on another validation split is no longer the best. Notes on what that changes. What an earlier
+    version did not record is not compared."""
+    notes = []
+    before = state.data.get("val_fingerprint")
+    if before is not None and before != data["val_fingerprint"]:
+        state.best = state.val_loss = None
+        notes.append(
+            f"the validation split is another than the checkpoint's (fingerprint {before[:12]} there, "
+            f"{data['val_fingerprint'][:12]} here): losses before and after do not compare, and the best begins anew"
+        )
+    if state.dtype not in (None, dtype):
+        notes.append(f"matmuls were in {state.dtype} and are now in {dtype}")
+    if dtype == "float16" and not state.grad_scaler:
+        notes.append("the scale of float16's gradients begins anew")
+    state.data, state.dtype = dict(data), dtype
     return notes

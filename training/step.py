@@ -36,9 +36,10 @@ class StepResult(NamedTuple):
     part of the mean over the step's targets. Read (Run.step), they are numbers, and the loss is that of all
     processes."""
 
-    loss: Tensor | float  # nats a token
+    loss: Tensor | float  # cross-entropy, nats a token
     grad_norm: Tensor | float  # before clipping, the same on all ranks
     lr: float
+    z_loss: Tensor | float = 0.0  # what the model's z_loss adds to it in training
 
 
 class TrainStep:
@@ -82,8 +83,9 @@ class TrainStep:
         micro-batch, by default that of forward(*tensors)."""
         lr = self.schedule(step, self.config)
         set_learning_rate(self.optimizers, lr)
-        step_loss = torch.zeros((), device=self.device)
+        step_loss, step_z = torch.zeros((), device=self.device), torch.zeros((), device=self.device)
         for batch in micro_batches:
+            self.model.z_part = None
             if self.draws:
                 torch.manual_seed(dropout_seed(self.config.seed, step, batch.number))
             with self.strategy.gradient_sync(self.model, batch.last):
@@ -93,7 +95,9 @@ class TrainStep:
                 loss = loss / batch.parts
                 self.scaler.scale(loss * self.world.size).backward()
             step_loss += loss.detach()
-        return StepResult(step_loss, self.update(), lr)
+            if self.model.z_part is not None:
+                step_z += self.model.z_part / batch.parts
+        return StepResult(step_loss - step_z, self.update(), lr, step_z)
 
     def update(self) -> Tensor:
         """Clips the gradients and updates the weights, unless they are bad; clears the gradients. Their

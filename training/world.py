@@ -9,20 +9,23 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed
 import torch.multiprocessing
 from torch import Tensor
 
-from base.errors import InputError
+from base.errors import InputError, one_line
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """Raises InputError for a WORLD_SIZE without the rest of what torchrun sets."""
+        """Raises InputError for a part of what torchrun sets without the rest, and for numbers that contradict each
+        other: a rank that takes itself for the only one would train a run of its own."""
         env = os.environ
         numbers = []
         for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)):
@@ -56,6 +60,14 @@ class World:
             raise InputError(
                 f"WORLD_SIZE={world.size}, but {', '.join(missing)} is not set: start with torchrun"
             )
+        if not (world.rank < world.size >= world.local_size > world.local_rank):
+            said = ", ".join(
+                f"{v}={env[v]}" for v in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE") if v in env
+            )
+            raise InputError(f"{said} in the environment cannot be: start with torchrun, or unset them")
+        port = env.get("MASTER_PORT", "1")
+        if world.size > 1 and not (port.isascii() and port.isdecimal() and 0 < int(port[:9]) < 65536):
+            raise InputError(f"MASTER_PORT={port!r} in the environment is not a port, 1 to 65535")
         return world
 
     @contextlib.contextmanager
@@ -66,7 +78,7 @@ class World:
             yield
             return
         timeout = timedelta(seconds=timeout_s)
-        store, rank, size = next(torch.distributed.rendezvous("env://", timeout=timeout))
+        store, rank, size = rendezvous(timeout)
         if os.environ.get("GROUP_WORLD_SIZE") == "1":
             # torchrun keeps one store over all restarts: without a prefix a rank may read where one that is
             # dead listened. Nodes count their restarts each by itself; scripts/torchrun_nodes.sh has a new
@@ -127,6 +139,31 @@ class World:
             values = [None] * self.size
             torch.distributed.all_gather_object(values, value)
         return next((v for v in values if v is not None), None)
+
+    def by_rank_0(self, work: Callable[[], T]) -> T | None:
+        """What work() returns on rank 0, None on the others; an InputError of it is raised on all."""
+        done, problem = None, None
+        if self.rank == 0:
+            try:
+                done = work()
+            except InputError as error:
+                problem = str(error)
+        if (problem := self.first(problem)) is not None:
+            raise InputError(problem)
+        return done
+
+
+def rendezvous(timeout: timedelta) -> tuple[torch.distributed.Store, int, int]:
+    """Where the processes meet, this one's rank and their number. Raises InputError where they do not: the address
+    is wrong, its port is taken, or nobody answers."""
+    try:
+        return next(torch.distributed.rendezvous("env://", timeout=timeout))
+    except (torch.distributed.DistError, ValueError, OSError) as error:
+        where = f"MASTER_ADDR={os.environ['MASTER_ADDR']} MASTER_PORT={os.environ['MASTER_PORT']}"
+        raise InputError(
+            f"the processes cannot meet at {where} ({one_line(error)[:200]}): the address must be that of rank 0's machine, "
+            f"its port free there, and all processes must start within {timeout.total_seconds():.0f} s"
+        ) from error
 
 
 def on_ranks(size: int, work: Callable[..., Any], *args: Any) -> list[Any]:
@@ -202,6 +239,7 @@ class StopVote:
 
     def __init__(self, world: World, signals: "StopSignals") -> None:
         self.world, self.signals = world, signals
+        signals.heard = True
         self.agreed: str | None = None  # the name of the signal
         self._pending: tuple[Tensor, torch.distributed.Work] | None = None
 
@@ -225,15 +263,44 @@ class StopVote:
 
 
 class StopSignals:
-    """SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and an end; `received` names the first. A second one
-    ends at once."""
+    """SIGTERM, SIGINT and SIGUSR1 ask for a checkpoint and an end; `received` names the first. The same one
+    within REPEAT_S is the same request, which a launcher passed on too; any other second one ends at once.
+    The death of torchrun asks for an end as SIGTERM does, and makes it in ORPHAN_S at the latest."""
+
+    REPEAT_S = 5.0
+    ORPHAN_S = 300.0  # TORCH_ELASTIC_SHUTDOWN_TIMEOUT of the scripts, which torchrun would wait
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.heard = False  # whether anybody asks; before, there is nothing to save
+        self._received_at = 0.0
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             signal.signal(number, self._handle)
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # not for whom a user starts, who may leave
+            threading.Thread(target=self._watch, args=(os.getppid(),), name="launcher", daemon=True).start()
 
     def _handle(self, number: int, frame: object) -> None:
-        if self.received:
+        name, now = signal.Signals(number).name, time.monotonic()
+        if self.received is None:
+            self.received, self._received_at = name, now
+        elif name != self.received or now - self._received_at > self.REPEAT_S:
             os._exit(128 + number)
-        self.received = signal.Signals(number).name
+
+    def _watch(self, launcher: int) -> None:
+        while os.getppid() == launcher and not _is_an_init(launcher):
+            time.sleep(0.5)
+        self.received = self.received or "SIGTERM"
+        with contextlib.suppress(OSError):  # the terminal may have gone with it
+            print("the launcher of this process is gone: ending", file=sys.stderr, flush=True)
+        if self.heard:
+            time.sleep(self.ORPHAN_S)
+        os._exit(1)
+
+
+def _is_an_init(pid: int) -> bool:
+    """Whether a parent is process 1 and runs another program than Python: the launcher died before it could
+    be known, and its children were handed on."""
+    try:
+        return pid == 1 and not Path(os.readlink("/proc/1/exe")).name.startswith(("python", "pypy"))
+    except OSError:  # another user's: not known
+        return False

@@ -2,10 +2,10 @@
 compressed or not.
 
 python data/custom/prepare.py --source=my_texts/ --tokenizer=qwen3
-python train.py config/quickstart.py --dataset=custom --vocab_size=151936
+python train.py config/quickstart.py --dataset=custom --vocab_size=151936 --out_dir=out-custom
 
 python data/custom/prepare.py --source=my_texts/ --train_tokenizer=8192       # a vocabulary of its own
-python train.py config/quickstart.py --dataset=custom --vocab_size=8192
+python train.py config/quickstart.py --dataset=custom --vocab_size=8192 --out_dir=out-custom
 """
 
 import sys

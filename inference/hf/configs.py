@@ -1,5 +1,8 @@
 """config.json to a ModelArchitectureConfig and back."""
 
+import os
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ from base.errors import InputError
 from base.fields import MODEL, did_you_mean, names
 from base.files import read_json
 from base.text import shown
+from inference.hf.attributes import check_attributes, dropout_left_out
 from inference.hf.families import FAMILIES
 from inference.hf.family import ACTIVATIONS, LLAMA3_ROPE, Family
 from model_config import ModelArchitectureConfig
@@ -17,11 +21,11 @@ MAX_SIZE = 1 << 24  # of a dimension
 
 
 def check_same_weights(
-    wanted: ModelArchitectureConfig, config: ModelArchitectureConfig, folder: Path
+    wanted: ModelArchitectureConfig, config: ModelArchitectureConfig, folder: Path, free: Collection[str] = ()
 ) -> None:
     """Raises InputError, naming every difference, unless the weights of `config` serve `wanted`: what is
-    not of the kind MODEL is free, and with RoPE so is a shorter block_size."""
-    fixed = set(names(ModelArchitectureConfig, MODEL))
+    not of the kind MODEL is free, and with RoPE so is a shorter block_size; so are the fields `free`."""
+    fixed = set(names(ModelArchitectureConfig, MODEL)) - set(free)
     if wanted.position_encoding == "rope" and wanted.block_size <= config.block_size:
         fixed.remove("block_size")
     theirs, ours = config.to_dict(), wanted.to_dict()
@@ -34,12 +38,23 @@ def check_same_weights(
 
 def read_config(folder: Path) -> tuple[dict[str, Any], ModelArchitectureConfig]:
     """config.json of a folder, as it is and as ours. Raises InputError, which names the file."""
-    file = folder / "config.json"
+    file, adapter = folder / "config.json", folder / "adapter_config.json"
+    if os.path.lexists(adapter):
+        raise InputError(
+            f"{adapter}: the folder holds an adapter, not a model: merge it into its model first"
+        )
     hf_config = read_json(file)
     try:
         return hf_config, config_from_hf(hf_config)
     except InputError as error:
         raise InputError(f"{file}: {error}") from None
+
+
+def notes_on_config(folder: Path) -> list[str]:
+    """What config.json of a folder says that its model here does not have. Raises InputError as read_config."""
+    hf_config, _ = read_config(folder)
+    note = dropout_left_out(hf_config, FAMILIES[hf_config["model_type"]])
+    return [note] if note else []
 
 
 def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:
@@ -50,14 +65,9 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:
         near = did_you_mean(model_type, FAMILIES)
         raise InputError(f"model_type={shown(model_type)} is not supported{near}")
     family = FAMILIES[model_type]
-    for name, value in {**family.only, "quantization_config": None}.items():
-        if hf_config.get(name, value) != value:
-            raise InputError(f"{name}={shown(hf_config[name])} cannot be expressed here, only {value!r}")
-    layer_types = hf_config.get("layer_types") or []
-    for kind in layer_types if isinstance(layer_types, list) else [layer_types]:
-        if kind != "full_attention":
-            raise InputError(f"layer_types={shown(kind)} cannot be expressed here, only 'full_attention'")
+    check_attributes(hf_config, family)
 
+    hf_config = without_aliases(hf_config, family)
     ours = {**family.fixed, "dropout": 0.0}
     for name, theirs in family.fields.items():
         hf_names = theirs.split()
@@ -75,9 +85,31 @@ def config_from_hf(hf_config: dict[str, Any]) -> ModelArchitectureConfig:
         ours[name] = values[0]
     if ours["position_encoding"] == "rope":
         ours |= rope_from_hf(hf_config, family)
-    config = ModelArchitectureConfig(**ours)
+    try:
+        config = ModelArchitectureConfig(**ours)
+    except InputError as error:  # in our names
+        raise InputError(in_their_names(str(error), family)) from None
     check_sizes(config, family)
     return config
+
+
+def in_their_names(message: str, family: Family) -> str:
+    """The message of a check of ours, with the names of config.json beside ours."""
+    theirs = family.fields | (LLAMA3_ROPE if "rope" in message else {})
+    named = [f"{name} is {theirs[name]}" for name in theirs if re.search(rf"\b{name}\b", message)]
+    different = [pair for pair in named if pair.split(" is ")[0] != pair.split(" is ")[1]]
+    return message + (f" ({', '.join(different)} in config.json)" if different else "")
+
+
+def without_aliases(hf_config: dict[str, Any], family: Family) -> dict[str, Any]:
+    """The same with the family's own names alone. Raises InputError where two names of one field
+    contradict each other."""
+    renamed = dict(hf_config)
+    for alias, name in family.aliases.items():
+        value = renamed.pop(alias, None)
+        if value is not None and renamed.setdefault(name, value) != value:
+            raise InputError(f"{alias}={shown(value)} contradicts {name}={shown(renamed[name])}")
+    return renamed
 
 
 def check_sizes(config: ModelArchitectureConfig, family: Family) -> None:

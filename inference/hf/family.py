@@ -38,8 +38,12 @@ class Family:
     # of its config class in transformers, for what config.json may leave out; the sizes may not
     defaults: dict[str, Any]
     only: dict[str, Any]  # their field -> the one value that we can express, which is also the default
+    inert: frozenset[
+        str
+    ]  # their fields that no logit depends on, at any value; attributes.py has those of all
     model_class: str  # of transformers
     written: dict[str, Any]  # their fields that we have no use for, as they go into config.json
+    aliases: dict[str, str] = field(default_factory=dict)  # other names of their fields
     derived: dict[str, Callable[[ModelArchitectureConfig], Any]] = field(
         default_factory=dict
     )  # likewise, from ours

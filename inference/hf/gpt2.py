@@ -1,4 +1,4 @@
-"""GPT-2. Source: transformers 5.23, models/gpt2. reorder_and_upcast_attn is left alone: it only changes the
+"""GPT-2. Source: transformers 5.23, models/gpt2. reorder_and_upcast_attn is inert: it only changes the
 order of a sum."""
 
 from inference.hf.family import Family
@@ -20,6 +20,15 @@ GPT2 = Family(
         initializer_range=0.02,
     ),
     only=dict(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False),
+    # dropout, the head that summarises, and what OpenAI's first GPT had
+    inert=frozenset((
+        "resid_pdrop", "embd_pdrop", "attn_pdrop", "reorder_and_upcast_attn", "n_ctx", "n_special", "predict_special_tokens",
+        "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout",
+    )),
+    aliases=dict(
+        hidden_size="n_embd", max_position_embeddings="n_positions", num_attention_heads="n_head",
+        num_hidden_layers="n_layer",
+    ),
     model_class="GPT2LMHeadModel",
     written=dict(
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, reorder_and_upcast_attn=False, summary_type="cls_index",

@@ -1,4 +1,4 @@
-"""LLaMA 2, 3 and 3.1. Source: transformers 5.23, models/llama. pretraining_tp is left alone: it only
+"""LLaMA 2, 3 and 3.1. Source: transformers 5.23, models/llama. pretraining_tp is inert: it only
 changes the order of a sum."""
 
 from inference.hf.family import Family
@@ -20,6 +20,7 @@ LLAMA = Family(
         tie_word_embeddings=False, initializer_range=0.02, rope_theta=1e4,
     ),
     only=dict(),
+    inert=frozenset(("attention_dropout", "pretraining_tp", "max_sequence_length", "max_window_layers")),
     model_class="LlamaForCausalLM",
     written=dict(attention_dropout=0.0, pretraining_tp=1, use_cache=True),
     modules={

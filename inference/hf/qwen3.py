@@ -18,6 +18,8 @@ QWEN3 = Family(
         hidden_act="silu", rms_norm_eps=1e-6, tie_word_embeddings=False, initializer_range=0.02, rope_theta=1e4,
     ),
     only=dict(attention_bias=False, use_sliding_window=False),
+    # sliding_window and max_window_layers say something where use_sliding_window does
+    inert=frozenset(("attention_dropout", "sliding_window", "max_window_layers")),
     model_class="Qwen3ForCausalLM",
     written=dict(attention_dropout=0.0, sliding_window=None, use_cache=True),
     derived=dict(

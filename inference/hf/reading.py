@@ -5,9 +5,9 @@ import os
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,11 +19,29 @@ from base.text import brief
 from inference.hf.configs import check_same_weights, read_config
 from inference.hf.families import FAMILIES
 from inference.hf.family import Family, as_hf
-from model_builder import ConfigurableGPT
+from model_builder import ConfigurableGPT, initial_matrix
 from model_config import ModelArchitectureConfig
 
 # Of safetensors; the others are quantised, with scales that we do not read
 FLOAT_DTYPES = ("F64", "F32", "F16", "BF16")
+
+
+# Parameters with a row for each token
+OF_VOCABULARY = ("token_embedding.weight", "lm_head.weight")
+
+
+class Rows(NamedTuple):
+    """Of a model whose vocabulary changes: the rows old_ids [N] of what was become the rows new_ids [N], and
+    the others are initial weights of `seed`."""
+
+    old_ids: Tensor
+    new_ids: Tensor
+    seed: int
+
+    def moved(self, old: Tensor, initial: Tensor) -> Tensor:
+        """old [V, C], initial [V', C] -> [V', C]. An id beyond the rows of either stays out."""
+        there = (self.old_ids < old.size(0)) & (self.new_ids < initial.size(0))
+        return initial.index_copy(0, self.new_ids[there], old[self.old_ids[there]])
 
 
 @torch.no_grad()
@@ -34,6 +52,7 @@ def load_hf(
     dtype: torch.dtype = torch.float32,
     into: ConfigurableGPT | None = None,
     assign: Callable[[Tensor, Tensor], object] = Tensor.copy_,
+    rows: "Rows | None" = None,
 ) -> ConfigurableGPT:
     """The model in a folder of Hugging Face's layout, or under a name on its hub, in `dtype` on `device`.
 
@@ -41,15 +60,17 @@ def load_hf(
     whatever config.json says: it belongs to a training run, not to the weights. `wanted` builds that
     architecture instead, which may differ from config.json's only in what no weight depends on. `into` is
     filled instead of a new model, each parameter by assign(parameter, values): the values are whole, the
-    parameter may be a shard. Raises InputError, in one line, for a model_type or an option that we cannot
+    parameter may be a shard; with `rows` it may have another vocabulary, of which these rows are the
+    file's and the others initial weights. Raises InputError, in one line, for a model_type or an option that we cannot
     express, for a missing, unexpected, misshapen or quantised tensor, for a tied lm_head that differs from
     the embedding, for a damaged file, for weights that are not safetensors, and where the hub gives
     nothing."""
     folder = find_folder(dir_or_id)
     hf_config, config = read_config(folder)
     if wanted is not None:
-        check_same_weights(wanted, config, folder)
-        config = wanted
+        free = () if rows is None else ("vocab_size",)
+        check_same_weights(wanted, config, folder, free)
+        config = replace(wanted, vocab_size=config.vocab_size)
     family = FAMILIES[hf_config["model_type"]]
     with ExitStack() as open_files:
         tensors = open_tensors(folder, family, open_files)
@@ -62,12 +83,16 @@ def load_hf(
         check_tensors(tensors, model, family, folder)  # before any memory is taken
         model = into if into is not None else model.to(dtype).to_empty(device=device)
         for name, p in model.named_parameters():
-            whole = p if into is None else torch.empty(p.shape, dtype=dtype)
+            resized = rows is not None and name in OF_VOCABULARY
+            shape = (config.vocab_size, *p.shape[1:]) if resized else p.shape
+            whole = p if into is None else torch.empty(shape, dtype=dtype)
             for hf_name, view in as_hf(name, whole, family, config).items():
                 view.copy_(tensors.pop(hf_name.removeprefix(family.prefix)).read())
             head = tensors.get("lm_head.weight") if config.weight_tying else None  # stored, though tied
             if name == "token_embedding.weight" and head is not None:
                 check_tied(head, whole)
+            if resized:
+                whole = rows.moved(whole, initial_matrix(model.config, name, p.shape, rows.seed).to(dtype))
             if into is not None:
                 assign(p, whole)
     model.fill_tables()

@@ -100,9 +100,11 @@ def test_what_forbids_a_ranking_is_said(why, capsys):
     if why == "hardware":
         path.write_text(path.read_text().replace("a CPU", "NVIDIA H200"))
     out, _, report = compared(capsys, "out-a", "out-b")
-    expected = {"tokenizer": "tokenizers or datasets", "range": "no common range", "times": "step times of a run",
+    expected = {"tokenizer": "held-out data: loss per token", "range": "no common range", "times": "step times of a run",
                 "hardware": "differ in hardware"}[why]  # fmt: skip
-    axes = ["time"] if why in ("times", "hardware") else ["tokens", "FLOPs", "time"]
+    axes = (
+        ["time"] if why in ("times", "hardware") else ["tokens", "FLOPs", "time"]
+    )  # bytes are tokens once more
     assert [e["axis"] for e in report["standings"] if not e["places"]] == axes
     if why == "range":
         expected += "|step times of a run"  # a log that begins at step 120 does not say how long those took

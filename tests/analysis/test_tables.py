@@ -83,21 +83,22 @@ def test_a_run_without_evaluation(capsys):
     assert alone["runs"][0]["best_val_loss"] is None
 
 
-def test_ranked_by_loss_where_one_lacks_bytes(capsys):
+def test_not_ranked_by_loss_where_one_lacks_bytes(capsys):
     write_log("out-a", floor=3.5, fingerprint="f1")
     write_log("out-b", floor=3.0, bits=False)
     out, _, report = compared(capsys, "out-a", "out-b")
     assert report["sorted_by"] == "val_loss" and [row["out_dir"] for row in report["runs"]] == [
-        "out-b",
         "out-a",
+        "out-b",
     ]
-    assert any("dataset or tokenizer" in note and "not every run has them" in note for note in notes(out))
+    assert any("loss per token does not compare" in note for note in notes(out))
 
 
 def test_ranked_by_bits_where_tokenizers_differ(capsys):
     """A lower loss per token of shorter tokens is no better."""
-    write_log("out-short", floor=2.5)
-    write_log("out-long", floor=3.0, fingerprint="f1")
+    whole = {"whole": True, "text": "t0"}
+    write_log("out-short", floor=2.5, measurement=whole)
+    write_log("out-long", floor=3.0, fingerprint="f1", measurement=whole | {"split": "v1", "windows": 70})
     path = next(Path("out-long").iterdir())
     events = [json.loads(line) for line in path.read_text().splitlines()]
     for event in events:
@@ -106,9 +107,8 @@ def test_ranked_by_bits_where_tokenizers_differ(capsys):
     path.write_text("".join(json.dumps(event) + "\n" for event in events))
     out, _, report = compared(capsys, "out-short", "out-long")
     assert [row["out_dir"] for row in report["runs"]] == ["out-long", "out-short"]
-    assert any(
-        "loss per token does not compare" in n and "bits per byte is the column" in n for n in notes(out)
-    )
+    assert any("over the same held-out text: bits per byte compare" in n for n in notes(out))
+    assert report["standings"][0]["places"][0]["configuration"] == "out-long"
 
 
 def test_different_hardware_is_said(capsys):

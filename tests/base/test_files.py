@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import pytest
 
@@ -40,6 +41,26 @@ def test_a_file_holds_the_old_content_or_the_new(tmp_path, monkeypatch):
     assert json.loads(file.read_bytes()) == {"ä": 1}
     assert [f.name for f in tmp_path.iterdir()] == ["a.json"]
     assert describe(file) == files.write_durably(file, [file.read_bytes()])
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_writes_now_is_not(tmp_path):
+    file = tmp_path / "a[1].json"
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        os.fsync = lambda descriptor: (os.write(write, b"x"), signal.pause())
+        write_atomically(file, b"never")
+    os.read(read, 1)
+    (partial,) = tmp_path.iterdir()
+    write_atomically(file, b"1")
+    assert set(tmp_path.iterdir()) == {partial, file}
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for other in (".a[1].json.bak", ".a1.json.0123456789ab", "a[1].json.0123456789ab"):
+        (tmp_path / other).write_bytes(b"theirs")
+    write_atomically(file, b"2")
+    assert file.read_bytes() == b"2" and not partial.exists() and len(list(tmp_path.iterdir())) == 4
+    os.close(read)
+    os.close(write)
 
 
 BAD = {

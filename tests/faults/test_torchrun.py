@@ -116,6 +116,41 @@ def test_usr1_reaches_the_ranks_through_torchrun(dataset, tmp_path):
     assert read_events(tmp_path / "a")[-1]["reason"] == "signal SIGUSR1"
 
 
+def test_a_signal_by_two_ways_is_one(dataset, tmp_path):
+    """To the launcher, which passes it on, and to the ranks themselves: no save is lost."""
+    run = flags(dataset, tmp_path / "a", "--max_iters=100000", "--eval_interval=50000")
+    for start in range(4):
+        process = Process([*TORCHRUN, "--signals-to-handle=SIGTERM,SIGINT,SIGUSR1", "train.py", *run])
+        while len(list((tmp_path / "a").glob("run_*.jsonl"))) <= start:
+            time.sleep(0.05)
+        wait_for_step(process, tmp_path / "a", 5)
+        for pid in (process.pid, *ranks_of(process)):
+            os.kill(pid, signal.SIGUSR1)
+        process.finish(120)
+        assert read_events(tmp_path / "a")[-1]["reason"] == "signal SIGUSR1"
+
+
+@pytest.mark.parametrize("strategy", ["--use_zero1=True", "--use_fsdp=True"])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR1])
+def test_ranks_end_with_their_launcher(dataset, tmp_path, number, strategy):
+    """Which dies by either signal, and has no time to tell them: they save, and end."""
+    run = flags(dataset, tmp_path / "a", "--max_iters=100000", "--eval_interval=50000", strategy)
+    process = Process([*TORCHRUN, "train.py", *run])
+    wait_for_step(process, tmp_path / "a", 5)
+    ranks = ranks_of(process)
+    assert len(ranks) == 2
+    process.send_signal(number)
+    process.wait(10)
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in ranks):
+        assert time.monotonic() < deadline, process.output()
+        time.sleep(0.05)
+    end = read_events(tmp_path / "a")[-1]
+    assert end["reason"] == "signal SIGTERM"
+    assert checkpoint.list_checkpoints(tmp_path / "a")[-1][0] == end["step"]
+    assert not (tmp_path / "a" / ".lock").exists()
+
+
 @pytest.mark.parametrize("kind", ["kill", "die"])
 def test_a_lost_rank_brings_the_run_back_from_its_last_checkpoint(dataset, tmp_path, kind):
     faulty = [*TORCHRUN, "--max-restarts=1", "tests/faults/faulty_train.py"]

@@ -15,6 +15,7 @@ from hf_twins import (
     TWINS,
     assert_refused,
     assert_same_model,
+    edit_config,
     edit_tensors,
     gpt2,
     llama,
@@ -25,7 +26,7 @@ from hf_twins import (
 from safetensors.torch import load_file
 
 from inference.hf import load_hf
-from inference.hf.configs import config_from_hf
+from inference.hf.configs import config_from_hf, notes_on_config
 from inference.hf.families import FAMILIES
 from inference.hf.family import as_hf
 from model_builder import ConfigurableGPT
@@ -221,3 +222,11 @@ def test_official_config_is_the_preset(hf_config, params, preset, overrides):
     with torch.device("meta"):
         assert ConfigurableGPT(config).get_num_params() == params
     assert config == get_preset_config(preset, **overrides)
+
+
+def test_dropout_is_left_out_and_said(twin_folder):
+    assert notes_on_config(twin_folder) == []
+    edit_config(twin_folder, attention_dropout=0.25)
+    (note,) = notes_on_config(twin_folder)
+    assert note.startswith("attention_dropout=0.25 of config.json left out")
+    assert load_hf(twin_folder).config.dropout == 0.0

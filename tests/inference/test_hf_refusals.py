@@ -139,3 +139,8 @@ def test_nothing_is_unpickled(twin_folder, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("torch.load was called"))
     (twin_folder / "pytorch_model.bin").write_bytes(b"not a pickle")
     load_hf(str(twin_folder))
+
+
+def test_an_adapter_is_not_read_as_its_model(twin_folder):
+    (twin_folder / "adapter_config.json").write_text('{"base_model_name_or_path": "x"}')
+    assert_refused(twin_folder, "adapter_config.json", "merge it")

@@ -151,3 +151,16 @@ def test_the_cast_is_that_of_torch_and_a_failed_export_leaves_the_old_one(fault,
     save_hf(model, tmp_path / "out")  # one file: the shards of before are gone
     assert_same_model(load_hf(tmp_path / "out"), model)
     assert len(list((tmp_path / "out").glob("*.safetensors*"))) == 1
+
+
+def test_a_fault_of_ours_is_not_called_the_users(tmp_path, monkeypatch):
+    model = ConfigurableGPT(get_preset_config("llama3", n_layer=1, n_embd=32, n_head=4, num_key_value_heads=2, block_size=8,
+                                              vocab_size=11))  # fmt: skip
+
+    def fails(*args):
+        raise FileNotFoundError("a fault of ours")
+
+    monkeypatch.setattr("inference.hf.writing.as_hf", fails)
+    with pytest.raises(FileNotFoundError, match="a fault of ours"):
+        save_hf(model, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []

@@ -44,6 +44,16 @@ def test_z_loss_is_what_it_says():
     torch.testing.assert_close(difference, 0.5 * extra)
 
 
+@pytest.mark.parametrize("backend", ["plain", "chunked"])
+def test_what_z_loss_adds_is_told_apart(backend):
+    x, weight, targets = case()
+    apart: list[torch.Tensor] = []
+    loss = head_loss(x, weight, targets, backend, 0.5, apart=apart)
+    cross_entropy = head_loss(x, weight, targets, "plain")
+    torch.testing.assert_close(loss - apart[0], cross_entropy)
+    assert apart[0] > 0 and not apart[0].requires_grad
+
+
 @pytest.mark.parametrize("chunk", [7, 1000])
 def test_under_autocast_they_differ_by_rounding(chunk):
     sizes = LossSizes(chunk=chunk * 2 * V)

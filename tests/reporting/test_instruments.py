@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import read_events
 
-from reporting.instruments import StepProfile, category, matmul_flops_per_s, time_table
+from reporting.instruments import StepProfile, category, time_table
 
 
 @pytest.mark.parametrize("name, kind", [
@@ -76,14 +76,3 @@ def test_only_the_steps_asked_for(tmp_path):
         torch.ones(64, 64) @ torch.ones(64, 64)
         answers.append(profile.step())
     assert [a is not None for a in answers] == [False] * 4 + [True] + [False] * 4
-
-
-def test_the_matmul_rate(run, tmp_path):
-    state = torch.get_rng_state()
-    rate = matmul_flops_per_s(torch.device("cpu"), torch.float32, budget_s=0.01)
-    assert 1e8 < rate < 1e14 and torch.equal(state, torch.get_rng_state())
-    run("a")
-    start, *_ = read_events(tmp_path / "a")
-    (step, *_) = read_events(tmp_path / "a", "train")
-    per_s = start["model"]["flops_per_token"] * step["tokens_per_s"]
-    assert step["of_matmul_rate"] == pytest.approx(per_s / start["hardware"]["matmul_flops_per_s"])

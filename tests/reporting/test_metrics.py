@@ -81,13 +81,32 @@ def test_tensorboard(run, tmp_path):
     assert "eval/val_loss" in reader.Tags()["scalars"] and "train/mfu" not in reader.Tags()["scalars"]
 
 
+def test_tensorboard_forgets_what_a_resume_takes_back(tmp_path):
+    """From step 5 on to 9, then from 5 again: each step once, as the second session had it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from training.config import TrainConfig
+
+    config = TrainConfig(tensorboard_log=True, out_dir=str(tmp_path))
+    for start_step, loss in ((0, 1.0), (5, 2.0)):
+        backends = Backends(config, {}, "id", start_step)
+        for step in range(start_step + 1, 10):
+            backends.write("train", step, loss=loss)
+        backends.close()
+    reader = EventAccumulator(str(tmp_path / "tensorboard"))
+    reader.Reload()
+    assert [(e.step, e.value) for e in reader.Scalars("train/loss")] == [
+        (step, 1.0 if step <= 5 else 2.0) for step in range(1, 10)
+    ]
+
+
 def test_only_the_first_rank_logs(monkeypatch):
     from training.config import TrainConfig
 
     fake = Fake("nothing")
     monkeypatch.setitem(sys.modules, "wandb", fake)
     for rank in (1, 0):
-        backends = Backends(TrainConfig(wandb_log=True), {}, "id", rank)
+        backends = Backends(TrainConfig(wandb_log=True), {}, "id", rank=rank)
         backends.write("train", 1, loss=2.0, mfu=None)
         backends.close()
         assert [item for _, item in fake.logged] == ([] if rank else [{"step": 1, "train/loss": 2.0}])

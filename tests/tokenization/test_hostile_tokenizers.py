@@ -87,10 +87,16 @@ def tokenizer_files(toy_folder):
     record["post_processor"] = template
     end = {"content": "<|endoftext|>", "lstrip": False, "special": True}
     config = {"eos_token": end, "model_max_length": 1024, "added_tokens_decoder": {"0": end}}
+    config |= {"extra_special_tokens": ["<a>", end], "image_token": "<b>"}
     return {
         "tokenizer.json": record,
         "tokenizer_config.json": config,
-        "special_tokens_map.json": {"eos_token": end},
+        "special_tokens_map.json": {
+            "eos_token": end,
+            "additional_special_tokens": ["<c>", end],
+            "pad_token": "<d>",
+        },
+        "added_tokens.json": {"<d>": 400, "<e>": 401},
         "config.json": {"vocab_size": 512},
     }
 
@@ -110,7 +116,14 @@ def write_tokenizer(folder, files, name, content):
 @given(data=st.data())
 def test_a_tokenizer_of_any_content(tokenizer_files, folder, data):
     name = data.draw(st.sampled_from(["tokenizer.json"] * 3 + sorted(tokenizer_files)))
-    write_tokenizer(folder, tokenizer_files, name, data.draw(changed(tokenizer_files[name])))
+    files = copy.deepcopy(tokenizer_files)
+    reader = data.draw(
+        st.sampled_from(["PreTrainedTokenizerFast", "GPT2Tokenizer", "Qwen2Tokenizer", "LlamaTokenizer"])
+    )
+    files["tokenizer_config.json"]["tokenizer_class"] = reader
+    if data.draw(st.booleans()):  # else the older files beside it do not count
+        del files["tokenizer_config.json"]["added_tokens_decoder"]
+    write_tokenizer(folder, files, name, data.draw(changed(files[name])))
     found = outcome(lambda: find_tokenizer(folder))
     tokenizer = outcome(lambda: load_tokenizer(folder))
     assert found or not tokenizer
@@ -119,6 +132,37 @@ def test_a_tokenizer_of_any_content(tokenizer_files, folder, data):
     encode = outcome(lambda: engines.tokenizers(found.json)) if found else None
     if encode:
         outcome(lambda: encode(["some text, wört", "<|endoftext|>", ""]))
+
+
+@SETTINGS
+@given(data=st.data())
+def test_an_older_folder_of_any_content(tokenizer_files, tmp_path_factory, data):
+    """vocab.json and merges.txt, or SentencePiece's tokenizer.model, of any content."""
+    folder = tmp_path_factory.mktemp("older")
+    model = tokenizer_files["tokenizer.json"]["model"]
+    pieces = b"".join(
+        b"\x0a" + bytes([len(p) + 9, 10, len(p)]) + p + b"\x15\x00\x00\x00\x00\x18\x03"
+        for p in (b"a", b"</s>")
+    )
+    files = {
+        "vocab.json": json.dumps(model["vocab"]).encode(),
+        "merges.txt": "".join(f"{a} {b}\n" for a, b in model["merges"]).encode(),
+        "tokenizer.model": pieces + b"\x12\x02\x18\x02",
+    }
+    reader = data.draw(st.sampled_from(["GPT2Tokenizer", "Qwen2Tokenizer", "LlamaTokenizer", "Other"]))
+    for name, content in files.items():
+        hostile = with_changed_bytes(data.draw, content) if data.draw(st.booleans()) else content
+        if name == "vocab.json" and data.draw(st.booleans()):
+            hostile = data.draw(changed(model["vocab"]))
+        (folder / name).write_bytes(hostile)
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": reader, "add_bos_token": True})
+    )
+    found = outcome(lambda: find_tokenizer(folder)) if reader != "Other" else None
+    if found and (tokenizer := outcome(lambda: load_tokenizer(folder))):
+        assert found.eot_id < found.length
+        outcome(lambda: engines.tokenizers(found.json)(["some text", ""]))
+        assert tokenizer.get_vocab_size() > 0
 
 
 @SETTINGS

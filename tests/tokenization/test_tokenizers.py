@@ -2,6 +2,7 @@
 refused."""
 
 import base64
+import fnmatch
 import hashlib
 import importlib.util
 import json
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from base.errors import MissingFile
-from tokenization import download, tokenizers
+from base.errors import InputError, MissingFile
+from tokenization import download, from_tiktoken, tokenizers
 from tokenization.from_tiktoken import GPT2_PIECES
 from tokenization.named import TOKENIZERS
 from tokenization.tokenizers import find_tokenizer, load_tokenizer, save_tokenizer
@@ -43,7 +44,20 @@ def hub(monkeypatch, tmp_path):
         path.write_bytes(files[repo, file])
         return str(path)
 
+    def snapshot(repo, allow_patterns):
+        files["asked"].append((repo, *allow_patterns))
+        there = {key[1]: content for key, content in files.items() if key[0] == repo}
+        if not there:
+            raise ConnectionError("Cannot reach the hub. Check it\nin two lines")
+        folder = tmp_path / f"hub_{len(files['asked'])}"
+        for file, content in there.items():
+            if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
+                (folder / file).parent.mkdir(parents=True, exist_ok=True)
+                (folder / file).write_bytes(content)
+        return str(folder)
+
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     return files
 
 
@@ -184,7 +198,10 @@ def test_without_package_and_network_one_line_says_what_to_do(data, hub, no_pack
 def test_a_hub_id(hub, toy_json):
     hub["someone/model", "tokenizer.json"] = toy_json
     hub["someone/model", "config.json"] = b'{"vocab_size": 512}'
+    hub["someone/model", "additional_chat_templates/rag.jinja"] = b"{{ 1 }}"
+    hub["someone/model", "model.safetensors"] = b"never asked for"
     found = find_tokenizer("someone/model")
+    assert found.companions == {"additional_chat_templates/rag.jinja": b"{{ 1 }}"}
     assert (found.json, found.vocab_size, found.name) == (toy_json, 512, "someone/model")
     with pytest.raises(
         MissingFile, match=r"tokenizer\.json of someone/else cannot be downloaded from the hub"
@@ -205,12 +222,35 @@ def test_gpt2_from_tiktoken(data, monkeypatch):
     )
     monkeypatch.setattr(tiktoken, "get_encoding", lambda name: encoding)
     found = find_tokenizer("gpt2")
-    assert (found.length, found.vocab_size, found.eot_id) == (50_257, 50_257, 50_256)
+    # What is said to have id 50256 gets the next one, here of 259 tokens: so the package numbers it, which encodes
+    assert (found.length, found.vocab_size, found.eot_id) == (260, 260, 259)
     found.save(data / "gpt2_tokenizer")
     tokenizer = load_tokenizer("gpt2")
     for text in ("the cat, a the\n\n  then 12 été \U0001f642 don't", " ", "a  b"):
         assert tokenizer.encode(text).ids == encoding.encode(text)
         assert tokenizer.decode(tokenizer.encode(text).ids) == text
+
+
+def test_gpt2_from_a_package(data, monkeypatch, tmp_path):
+    """openai-whisper ships the vocabulary. Its merges are those that OpenAI published, or it is refused."""
+    package = tmp_path / "whisper"
+    (package / "assets").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise AssertionError('never imported')")
+    order = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    order += [byte for byte in range(256) if byte not in order]
+    tokens = [bytes([byte]) for byte in order] + [b"th", b" a", b"the"]
+    lines = [base64.b64encode(token) + f" {i}".encode() for i, token in enumerate(tokens)]
+    (package / "assets" / "gpt2.tiktoken").write_bytes(b"\n".join(lines))
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        InputError, match="holds another vocabulary than gpt2's: pip install --no-deps openai-whisper"
+    ):
+        find_tokenizer("gpt2")
+    digest = hashlib.sha256(b"#version: 0.2\nt h\n\xc4\xa0 a\nth e\n").hexdigest()
+    monkeypatch.setattr(from_tiktoken, "GPT2_MERGES_SHA256", digest)
+    found = find_tokenizer("gpt2")
+    assert (found.eot_token, found.eot_id) == ("<|endoftext|>", 259)
+    assert load_tokenizer("gpt2").encode("the a").ids == [258, 257]
 
 
 def test_gpt2_without_a_network(data, monkeypatch):
@@ -221,7 +261,8 @@ def test_gpt2_without_a_network(data, monkeypatch):
 
     monkeypatch.setattr(tiktoken, "get_encoding", offline)
     with pytest.raises(
-        MissingFile, match=r"tiktoken cannot download gpt2's vocabulary .*copy tokenizer\.json of"
+        MissingFile,
+        match=r"tiktoken cannot download gpt2's .*openai-whisper, which ships it; or copy tokenizer\.json of",
     ) as error:
         find_tokenizer("gpt2")
     assert "\n" not in str(error.value)
@@ -246,16 +287,20 @@ def test_the_end_of_text_token(tmp_path, toy_json):
         record["model"]["vocab"].pop("<|endoftext|>", None)
         return make_folder(tmp_path / name, json.dumps(record).encode(), **files)
 
-    assert find_tokenizer(folder("a", "</s>")).eot_id == 300
+    after = len(json.loads(toy_json)["model"]["vocab"]) - 1  # whatever id the file gives it
+    assert find_tokenizer(folder("a", "</s>")).eot_id == after
     assert find_tokenizer(folder("b", "<end>", tokenizer_config={"eos_token": "<end>"})).eot_token == "<end>"
     assert (
         find_tokenizer(folder("c", "<end>", tokenizer_config={"eos_token": {"content": "<end>"}})).eot_id
-        == 300
+        == after
     )
     with pytest.raises(
         ValueError, match=r"has none of <\|endoftext\|>.* among its special tokens, nor the eos_token"
     ):
-        find_tokenizer(folder("d", "<end>", tokenizer_config={"eos_token": "<other>"}))
+        find_tokenizer(folder("d", "<end>"))
+    # A name that no file gives an id is added, as transformers adds it
+    added = find_tokenizer(folder("f", "<end>", tokenizer_config={"eos_token": "<other>"}))
+    assert (added.eot_token, added.eot_id) == ("<other>", after + 1)
     # What text can spell ends no document: neither an ordinary token of that name, nor an added one that is
     # not special
     ordinary = json.loads((tmp_path / "b" / "tokenizer.json").read_bytes())

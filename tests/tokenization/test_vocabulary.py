@@ -6,6 +6,7 @@ import random
 import pytest
 import tokenizers
 
+from base.errors import InputError
 from tokenization import vocabulary
 from tokenization.tokenizers import find_tokenizer, load_tokenizer
 
@@ -167,3 +168,36 @@ def test_another_file_is_no_vocabulary(content, tmp_path):
     (tmp_path / "v.json").write_text(content)
     with pytest.raises(ValueError, match=r"v\.json"):
         vocabulary.read_vocabulary(tmp_path / "v.json", None)
+
+
+def bpe_with(processor):
+    """A byte-level BPE with <s> and </s>, and what it puts around a text."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = {c: i for i, c in enumerate(alphabet)} | {"<s>": 256, "th": 257, "</s>": 258}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [("t", "h")]))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    tokenizer.post_processor = processor
+    tokenizer.enable_padding(pad_id=258, pad_token="</s>")
+    return tokenizer
+
+
+SEP, CLS = ("</s>", 258), ("<s>", 256)
+AROUND = [tokenizers.processors.BertProcessing(SEP, CLS), tokenizers.processors.RobertaProcessing(SEP, CLS)]
+AROUND += [tokenizers.processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[SEP, CLS])]
+AROUND += [tokenizers.processors.Sequence([tokenizers.processors.ByteLevel(), part]) for part in AROUND[1:3]]
+
+
+@pytest.mark.parametrize("processor", AROUND, ids=lambda p: type(p).__name__)
+def test_what_is_put_around_a_text_is_renumbered(processor):
+    full = bpe_with(processor)
+    kept = [i for i in range(259) if i not in (3, 200, 257)]
+    pruned = tokenizers.Tokenizer.from_buffer(vocabulary.prune_tokenizer(full.to_str().encode(), kept))
+    theirs, ours = full.encode("the two"), pruned.encode("the two")
+    assert ours.tokens == ["<s>", *"the", "Ġ", *"two", "</s>"]
+    assert (theirs.ids[0], theirs.ids[-1]) == (kept[ours.ids[0]], kept[ours.ids[-1]]) == (256, 258)
+    assert kept[pruned.padding["pad_id"]] == 258
+    for left_out in (256, 258):
+        without = [i for i in kept if i != left_out]
+        with pytest.raises(InputError, match=f"id {left_out} around every text"):
+            vocabulary.prune_tokenizer(full.to_str().encode(), without)

@@ -32,7 +32,7 @@ def test_a_name_that_cannot_be_one_is_not_there(tmp_path, name):
 
 
 SIZES = dict(
-    vocab_size=VOCAB, block_size=16, batch_size=2, gradient_accumulation_steps=4, seed=7, eval_iters=3
+    vocab_size=VOCAB, block_size=16, batch_size=2, gradient_accumulation_steps=4, seed=7, eval_tokens=96
 )
 
 
@@ -56,7 +56,9 @@ def test_a_run_reads_its_share_of_both_splits(toy_dataset):
             }
         ],
         "fingerprint": tokens.fingerprint,
+        "val_fingerprint": open_tokens(toy_dataset, "val", VOCAB).fingerprint,
         "bytes_per_token": 3.0,
+        "train_bytes_per_token": 3.0,
         "tokenizer": TOKENIZER,
         "eot_id": EOT,
     }
@@ -79,8 +81,8 @@ def test_notes(toy_dataset):
     ]
     (toy_dataset / "tokenizer_config.json").write_text("{}")
     assert Dataset("d", toy_dataset.parent, **SIZES).notes == []
-    assert Dataset("d:3,other:1", toy_dataset.parent, **{**SIZES, "eval_iters": 100}).notes == [
+    assert Dataset("d:3,other:1", toy_dataset.parent, **{**SIZES, "eval_tokens": 3200}).notes == [
         "the weights of dataset sum to 4; normalised: d 0.75, other 0.25",
         # 12 are three quarters of 16
-        "evaluations take 16 windows, not 200: a val split has no more for its weight",
+        "evaluations of val take 16 windows, not 200: the split has no more for its weight",
     ]

@@ -43,7 +43,7 @@ def test_prefetch_starts_anywhere_and_targets_follow_inputs():
 def test_evaluation_windows_depend_on_the_sizes_alone():
     def starts(**how: int) -> list[int]:
         out = []
-        for x, y in evaluation_batches(Ramp(1000), 8, 4, 6, **how):
+        for x, y in evaluation_batches(Ramp(1000), 8, 4, 24, **how):
             n_batches.append(how)
             if (y != -100).any():  # else a rank's part in a round for which there are not enough
                 assert torch.equal(x + 1, y)
@@ -123,11 +123,19 @@ def test_what_the_reader_finds_reaches_the_loop():
 def test_an_evaluation_set_is_a_beginning_of_a_longer_one():
     """Of two runs that evaluate more and less, the smaller set is part of the larger."""
     short, long = (
-        [w for x, _ in evaluation_batches(Ramp(1000), 8, 4, n) for w in x[:, 0].tolist()] for n in (3, 9)
+        [w for x, _ in evaluation_batches(Ramp(1000), 8, 4, n) for w in x[:, 0].tolist()] for n in (12, 36)
     )  # fmt: skip
     assert len(short) == 12 and long[:12] == short
     with pytest.raises(ValueError, match="block_size=8 needs 9 tokens"):
         next(evaluation_batches(Ramp(5), 8, 1, 1))
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_what_is_evaluated_is_not_what_was_trained_on_first(seed):
+    """Of a thousand windows, a hundred of one order hold about ten of a hundred of another."""
+    trained = {w for step in windows_of([BatchLoader(Ramp(8001), 8, 10, 1, seed)], range(10)) for w in step}
+    evaluated = {w for x, _ in evaluation_batches(Ramp(8001), 8, 10, 100) for w in x[:, 0].tolist()}
+    assert len(trained) == len(evaluated) == 100 and len(trained & evaluated) < 30
 
 
 def test_document_starts_travel_with_the_batch():

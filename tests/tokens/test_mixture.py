@@ -145,16 +145,16 @@ def test_evaluation_of_a_mixture_keeps_its_proportions():
         assert len(set(rows)) == len(rows)  # no window twice
         return np.bincount([r // BASE for r in rows], minlength=3).tolist()
 
-    assert counts(mixture(), 5, 20) == [70, 20, 10]
+    assert counts(mixture(), 5, 100) == [70, 20, 10]
     assert counts(mixture(), 1, 7) == [5, 1, 1]
-    assert counts(mixture(windows=(5000, 30, 2000)), 50, 20) == [
+    assert counts(mixture(windows=(5000, 30, 2000)), 50, 1000) == [
         105,
         30,
         15,
     ]  # b has 30 windows, so all parts shrink
     mixed = mixture("a:0.75,b:0.25")
-    assert [int(w) for x, _ in evaluation_batches(mixed, 4, 4, 8, 1, 2) for w in x[:, 0]] == [
-        int(w) for i, (x, _) in enumerate(evaluation_batches(mixed, 4, 4, 8)) if i % 2 for w in x[:, 0]
+    assert [int(w) for x, _ in evaluation_batches(mixed, 4, 4, 32, 1, 2) for w in x[:, 0]] == [
+        int(w) for i, (x, _) in enumerate(evaluation_batches(mixed, 4, 4, 32)) if i % 2 for w in x[:, 0]
     ]
 
 

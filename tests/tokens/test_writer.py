@@ -1,6 +1,7 @@
 """What is written."""
 
 import hashlib
+import os
 import tracemalloc
 
 import numpy as np
@@ -15,7 +16,7 @@ from toy_tokens import (
     write_split,
 )
 
-from base.errors import MissingFile
+from base.errors import InputError, MissingFile
 from tokens.format import read_meta
 from tokens.reader import open_tokens
 from tokens.writer import ShardWriter
@@ -118,3 +119,41 @@ def test_a_shard_appears_only_when_complete(tmp_path):
     write_split(tmp_path, "train", [np.ones(150, int)])  # a second run after the first was killed
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train_00000.bin", "train_00001.bin"]
     assert np.fromfile(tmp_path / "train_00001.bin", dtype=np.uint32).tolist() == [1] * 50
+
+
+@pytest.mark.parametrize("renamed", [False, True])  # the shard was completed after the state was taken
+def test_damage_to_a_half_written_shard_is_not_kept(tmp_path, renamed):
+    def begin(folder):
+        writer = ShardWriter(folder, "train", 100)
+        writer.add(np.arange(130), 130)
+        state = writer.commit()
+        writer.add(np.arange(70 if renamed else 9), 9)
+        writer.commit()
+        return state, folder / ("train_00001.bin" if renamed else ".train_00001.bin")
+
+    state, _ = begin(tmp_path / "good")
+    writer = ShardWriter(tmp_path / "good", "train", 100, state)
+    writer.add(np.arange(5), 5)
+    entry = writer.finish()
+    data = (tmp_path / "good" / "train_00001.bin").read_bytes()
+    assert data == np.array([*range(100, 130), *range(5)], np.uint32).tobytes()
+    assert entry["shards"][1]["sha256"] == hashlib.sha256(data).hexdigest()
+    assert set(entry["shards"][1]) == {"file", "tokens", "documents", "max_id", "sha256"}
+
+    state, file = begin(tmp_path / "bad")
+    content = bytearray(file.read_bytes())
+    content[17] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"\.train_00001\.bin is not what was written"):
+        ShardWriter(tmp_path / "bad", "train", 100, state)
+    state["partial"].pop("sha256")  # as an earlier version, which knew no better
+    ShardWriter(tmp_path / "bad", "train", 100, state)
+
+
+def test_a_complete_shard_that_was_cut_is_seen_on_resume(tmp_path):
+    writer = ShardWriter(tmp_path, "train", 100)
+    writer.add(np.arange(130), 130)
+    state = writer.commit()
+    os.truncate(tmp_path / "train_00000.bin", 396)
+    with pytest.raises(InputError, match=r"train_00000\.bin has 396 bytes, 400 were written"):
+        ShardWriter(tmp_path, "train", 100, state)

@@ -228,7 +228,7 @@ def test_notes_on_what_has_no_effect():
         and not TrainConfig(keep_last=5).notes()
     )
     model = get_preset_config("qwen3")
-    here = TrainConfig(reduce_dtype="bfloat16", use_fsdp=True)
+    here = TrainConfig(reduce_dtype="bfloat16", use_fsdp=True, eval_tokens=2048)
     assert [note.split("=")[0] for note in here.notes_here(model, "cpu", 1)] == ["use_fsdp", "reduce_dtype"]
     assert not here.notes_here(model, "cpu", 2)
 
@@ -267,7 +267,7 @@ def test_every_train_field_from_a_file_and_from_a_flag(tmp_path):
     defaults = TrainConfig()
     other = {"optimizer": "muon", "lr_schedule": "wsd", "data_dtype": "uint32", "dtype": "float16", "init_from": "hf:x",
              "arch_preset": "llama2", "beta1": 0.5, "beta2": 0.5, "wsd_decay_fraction": 0.5, "min_lr": 1e-6,
-             "muon_learning_rate": 0.5, "lr_decay_iters": 9, "checkpoint_interval": 9, "wandb_run_name": "w",
+             "muon_learning_rate": 0.5, "lr_decay_iters": 9, "eval_tokens": 9, "checkpoint_interval": 9, "wandb_run_name": "w",
                  "hybrid_shard_size": 8, "reduce_dtype": "bfloat16", "activation_checkpointing": "full",
                  "spike_factor": 3.0, "fp8": "rowwise"}  # fmt: skip
     for name in TRAIN_FIELDS:

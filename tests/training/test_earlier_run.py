@@ -22,7 +22,8 @@ EXPECTED = json.loads((EARLIER / "expected.json").read_text())
 # Where another CPU or torch rounds the last bits differently. Measured between instruction sets: 2e-7 for AdamW;
 # 9e-5 for Muon, which orthogonalizes in bfloat16
 REL = {"gpt2": 1e-6, "qwen3": 3e-4}
-NUMBERS = {"train": ("step", "loss", "grad_norm"), "eval": ("step", "train_loss", "val_loss")}
+# Evaluations of that version took other windows (training/measure.py), so its figures of them are not today's
+NUMBERS = {"train": ("step", "loss", "grad_norm")}
 
 
 @pytest.fixture
@@ -53,7 +54,6 @@ def expected(name: str) -> dict[str, list[dict]]:
     """What the earlier code logged of steps 9 to 16 without a stop."""
     found = {kind: EXPECTED["runs"][name][kind] for kind in NUMBERS}
     assert [e["step"] for e in found["train"]] == [*range(9, 17)]
-    assert [e["step"] for e in found["eval"]] == [12, 16]
     return found
 
 
@@ -63,11 +63,12 @@ def flags_of(name: str) -> list[str]:
 
 @pytest.mark.parametrize("bfloat16", [True, False])
 @pytest.mark.parametrize("name", EXPECTED["runs"])
-def test_it_resumes_as_the_code_that_wrote_it_would_have(earlier, monkeypatch, name, bfloat16):
+def test_it_resumes_as_the_code_that_wrote_it_would_have(earlier, monkeypatch, capsys, name, bfloat16):
     """Whether or not a run that began here would compute Muon's products in another way."""
     written = numbers(earlier / name)  # by the earlier code: steps 1 to 8
     monkeypatch.setattr("training.optim.has_bfloat16", lambda device: bfloat16)
     assert train.main(flags_of(name)) == 0
+    assert "what is evaluated is not what it was when step 8 was the best" in capsys.readouterr().out
     assert [e["start_step"] for e in read_events(earlier / name, "run_start")] == [0, 8]
     resumed = numbers(earlier / name, after=8)
     assert resumed == close_to(expected(name), rel=REL[name])
@@ -81,6 +82,10 @@ def test_it_resumes_as_the_code_that_wrote_it_would_have(earlier, monkeypatch, n
     # must the second half. Elsewhere the stored weights are not those that this machine makes.
     if first == written:
         assert resumed == second == expected(name)
+        evaluated = [
+            [e["val_loss"] for e in read_events(earlier / at, "eval")[-2:]] for at in (name, "whole")
+        ]
+        assert evaluated[0] == evaluated[1]
 
 
 def test_muon_in_fp32_stays_close_and_stays_what_it_is(earlier, monkeypatch):

@@ -16,6 +16,8 @@ from ranks import train_once
 
 import model_builder
 from base import files
+from base.errors import InputError
+from base.locks import FolderLock
 from model_config import get_preset_config
 from training import checkpoint, keeping, saving
 from training.config import TrainConfig
@@ -66,6 +68,14 @@ def faulty_runs(world: World, folder: Path) -> None:
             with open(folder / f"{name}.codes", "a") as f:
                 f.write(f"{code} ")
 
+    (folder / "held").mkdir(exist_ok=True)
+    other = FolderLock(folder / "held", "run") if world.rank == 0 else None
+    try:
+        run("held")
+    except InputError as error:
+        (folder / f"refused {world.rank}").write_text(str(error))
+    if other is not None:
+        other.release()
     for strategy in ("", "--use_zero1", "--use_fsdp"):
         run(f"whole{strategy}", "--always_save_checkpoint", *[strategy] * bool(strategy))
         flags = ["--max_bad_steps=2", *[strategy] * bool(strategy)]
@@ -83,7 +93,7 @@ def faulty_runs(world: World, folder: Path) -> None:
             sabotage.full_disk_at = set()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
             name = f"{signal.Signals(number).name}{strategy}"
-            flags = ["--eval_interval=2", "--eval_iters=8", *[strategy] * bool(strategy)]
+            flags = ["--eval_interval=2", "--eval_tokens=256", *[strategy] * bool(strategy)]
             if broken_rank:
                 sabotage.signal_at = {4: number}
             run(name, *flags)
@@ -102,6 +112,12 @@ def folder(tmp_path_factory) -> Path:
 
 
 STRATEGIES = ("", "--use_zero1", "--use_fsdp")
+
+
+def test_a_folder_that_another_run_holds_is_refused_by_all(folder):
+    assert not list((folder / "held").iterdir())
+    first, second = ((folder / f"refused {rank}").read_text() for rank in range(2))
+    assert first == second and f"another run is at work in {folder}/held (process " in first
 
 
 def digests(out_dir: Path, step: int) -> dict[str, str]:
@@ -278,7 +294,7 @@ def test_death_at_every_operation_of_a_save_loses_nothing(tmp_path):
     good = digests(start, 2)
 
     def save(out_dir: Path) -> None:
-        checkpoints = keeping.Checkpoints(out_dir, World(), config, None, None)
+        checkpoints = keeping.Checkpoints(out_dir, World(), config, None)
         checkpoints.save(tensors, RunState(step=3, val_loss=None), {}, wait=True)
 
     found_at, n = [], 0

@@ -76,7 +76,20 @@ def test_a_block_is_counted_as_it_is_built(monkeypatch):
     ("NVIDIA GB200", 2500), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA L40S", 362), ("NVIDIA RTX A6000", 154.8),
     ("NVIDIA GeForce RTX 4090", 165.2), ("NVIDIA GeForce RTX 5090", None), ("AMD EPYC (2 threads)", None), ("Tesla T4", None),
     ("NVIDIA H100 NVL", None), ("NVIDIA H200 NVL", None), ("NVIDIA GH200 480GB", None),
-    ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+    ("NVIDIA GeForce RTX 4090 Laptop GPU", None), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None), ("GRID A100-10C", None),
+    ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", None), ("NVIDIA A100-4C", None), ("NVIDIA H100XM-80C", None),
+    ("NVIDIA L40S-48Q", None), ("NVIDIA A100-SXM-64GB", None), ("A100-SXM4-80GB", 312), ("NVIDIA A100 80GB PCIe", 312),
 ])  # fmt: skip
 def test_peaks_are_dense_and_never_guessed(name, tflops):
     assert peak_flops_per_s(name) == (tflops and pytest.approx(tflops * 1e12))
+
+
+@pytest.mark.parametrize("dtype, fp8, tflops", [
+    ("bfloat16", False, 989), ("float16", False, 989), ("float32", False, 67), ("bfloat16", True, 1979), ("int8", False, None),
+])  # fmt: skip
+def test_the_peak_is_that_of_the_type_that_multiplies(dtype, fp8, tflops):
+    assert peak_flops_per_s("NVIDIA H200", dtype, fp8) == (tflops and pytest.approx(tflops * 1e12))
+
+
+def test_what_has_no_fp8_has_no_peak_of_it():
+    assert peak_flops_per_s("NVIDIA A100-SXM4-80GB", "bfloat16", fp8=True) is None

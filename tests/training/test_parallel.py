@@ -37,14 +37,15 @@ STRATEGIES = {  # of 1 and 2 processes; of 4, which are slow on two cores, in ma
 }
 if "SLOW" not in os.environ:
     del STRATEGIES[4]
+MICRO_STEPS = 2 * max(STRATEGIES)  # of a step: two of each process, one of them without an exchange
 WORLDS = [(size, name) for size, names in STRATEGIES.items() for name in names]
 
 # Odd sizes: 97, 50 and 10 rows do not divide by 4
 SHAPE = (
     "--arch_preset=qwen3 --n_layer=2 --n_embd=36 --n_head=2 --num_key_value_heads=1 --head_dim=10 --d_ff=50 --block_size=16 "
-    "--vocab_size=97 --batch_size=2 --gradient_accumulation_steps=8 --max_iters=20 --lr_decay_iters=20 --warmup_iters=2 "
-    "--learning_rate=1e-3 --min_lr=1e-4 --eval_interval=10 --eval_iters=5 --log_interval=1 --device=cpu --dtype=float32 "
-    "--compile=False --seed=7"
+    f"--vocab_size=97 --batch_size=2 --gradient_accumulation_steps={MICRO_STEPS} --max_iters=20 --lr_decay_iters=20 "
+    "--warmup_iters=2 --learning_rate=1e-3 --min_lr=1e-4 --eval_interval=10 --eval_tokens=160 --log_interval=1 "
+    "--device=cpu --dtype=float32 --compile=False --seed=7"
 ).split()
 VARIANTS = {
     "tied": ["--weight_tying=True"],
@@ -174,7 +175,7 @@ def test_any_checkpoint_goes_on_under_any_strategy(runs, continued, source, targ
     )
     steps = {e["step"]: e["loss"] for e in read_events(of_source, "train")}
     train = read_events(here, "train")
-    assert [e["step"] for e in train] == [11, 12] and train[1]["tokens"] == 12 * 2 * 8 * 16
+    assert [e["step"] for e in train] == [11, 12] and train[1]["tokens"] == 12 * 2 * MICRO_STEPS * 16
     assert [e["loss"] for e in train] == pytest.approx([steps[11], steps[12]], rel=1e-6)
     (end,), (reference,) = (read_events(run, "eval") for run in (here, continued / "1-single-to-1-single"))
     assert end["step"] == 12

@@ -14,7 +14,7 @@ from conftest import TINY_FLAGS, read_events, record_tokenizer, write_dataset
 from run_folders import exit_code, losses, read_complete, signal_after, weights
 
 from inference.models import find_model
-from tokens.dataset import tokenizer_files
+from tokens.format import tokenizer_files
 from training import checkpoint, keeping, saving
 from training import run as training_run
 from training.config import TrainConfig
@@ -47,8 +47,8 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, tmp_path, dataset):
     flags = [
         *TINY_FLAGS,
         f"--dataset={dataset}",
-        "--max_iters=200",
-        "--eval_interval=100",
+        "--max_iters=100",
+        "--eval_interval=50",
         "--checkpoint_interval=20",
     ]
     run("whole", *flags)
@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on_to_the_same_weights(run, tmp_path, dataset):
         if number != signal.SIGKILL:
             assert read_events(out)[-1]["reason"] == f"signal {number.name}"
         assert run(number.name, *flags) == 0
-        whole, resumed = weights(tmp_path / "whole", 200), weights(out, 200)
+        whole, resumed = weights(tmp_path / "whole", 100), weights(out, 100)
         assert all(torch.equal(whole[name], resumed[name]) for name in whole), number.name
 
 
@@ -207,26 +207,64 @@ def test_a_stop_at_any_step_changes_nothing(run, tmp_path, monkeypatch, capsys, 
     assert steps == [0, 1, 2, 5]
 
 
-def test_a_second_signal_ends_at_once(monkeypatch):
+class Ended(Exception):
+    pass
 
-    class Ended(Exception):
-        pass
 
+@pytest.fixture
+def stop(monkeypatch):
     def end(code: int) -> None:
         raise Ended(code)
 
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
     monkeypatch.setattr(os, "_exit", end)
-    try:
-        stop = StopSignals()
-        assert stop.received is None
-        signal.raise_signal(signal.SIGUSR1)
-        assert stop.received == "SIGUSR1"
-        with pytest.raises(Ended, match=str(128 + signal.SIGTERM)):
-            signal.raise_signal(signal.SIGTERM)
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    yield StopSignals()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def test_a_second_signal_ends_at_once(stop):
+    assert stop.received is None
+    signal.raise_signal(signal.SIGUSR1)
+    assert stop.received == "SIGUSR1"
+    with pytest.raises(Ended, match=str(128 + signal.SIGTERM)):
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_that_comes_by_two_ways_is_one(stop, monkeypatch, number):
+    """From the launcher, and to the process itself."""
+    now = time.monotonic()
+    for seconds in (0, 0.01, 4.9):
+        monkeypatch.setattr(time, "monotonic", lambda at=now + seconds: at)
+        signal.raise_signal(number)
+        assert stop.received == number.name
+    monkeypatch.setattr(time, "monotonic", lambda: now + 5.1)
+    with pytest.raises(Ended, match=str(128 + number)):
+        signal.raise_signal(number)
+
+
+@pytest.mark.parametrize("before", [None, "SIGUSR1"])
+@pytest.mark.parametrize("heard", [True, False])
+def test_a_rank_ends_with_its_launcher(stop, monkeypatch, before, heard):
+    parents, slept = iter([7, 7, 1]), []
+    monkeypatch.setattr(os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(time, "sleep", slept.append)
+    stop.received, stop.heard = before, heard
+    with pytest.raises(Ended, match="1"):
+        stop._watch(7)
+    assert stop.received == (before or "SIGTERM")
+    assert slept == [0.5, 0.5, *[stop.ORPHAN_S] * heard]
+
+
+def test_only_what_torchrun_started_has_a_launcher(stop, monkeypatch):
+    watched = threading.Event()
+    monkeypatch.setattr(StopSignals, "_watch", lambda self, launcher: watched.set())
+    StopSignals()
+    assert not watched.wait(0.1)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    StopSignals()
+    assert watched.wait(10)
 
 
 def test_an_error_within_the_loop_is_logged_and_costs_the_steps_since_the_last_save(
@@ -312,7 +350,7 @@ def test_an_evaluation_that_a_signal_cuts_off_is_made_up_for(run, tmp_path, monk
 
 
 def test_the_best_may_be_one_that_was_rated_after_it_was_saved(tmp_path):
-    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(), {"step": 2, "val_loss": 3.0}, 4)
+    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(), {"step": 2, "val_loss": 3.0}, {4})
     checkpoints.rate(4, None)
     checkpoints.rate(4, 3.5)
     assert checkpoints.best == {"step": 2, "val_loss": 3.0}

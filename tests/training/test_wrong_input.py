@@ -96,8 +96,11 @@ def test_a_dataset_that_is_not_prepared_names_the_command(run, tmp_path, monkeyp
 
 
 def test_eval_only_of_a_run_that_is_not_there(run, tmp_path, capsys):
-    assert exit_code(run, "a", "--eval_only", "--init_from=resume") == 2
-    assert not (tmp_path / "a").exists()
+    for flags in ([], ["--init_from=resume"]):
+        assert exit_code(run, "a", "--eval_only", *flags) == 2
+        err = capsys.readouterr().err
+        assert "a/checkpoints holds none: " in err and err.count("\n") == 1
+        assert not (tmp_path / "a").exists()
     run("b", "--max_iters=3")
     before = sorted(p.relative_to(tmp_path) for p in (tmp_path / "b").rglob("*"))
     assert run("b", "--eval_only", "--init_from=scratch") == 0
