@@ -36,7 +36,8 @@ from reporting.journal import Journal
 from training.config import TrainConfig, load_config_and
 from training.optim import learning_rate_at
 from training.parallel import assign_shard
-from training.run import Run, build_run, derived_figures
+from training.run import Run, build_run
+from training.sizes import derived_figures
 from training.world import StopSignals, StopVote, World, exit_with, speaks_first
 
 ROOT = Path(__file__).resolve().parent

@@ -6,6 +6,7 @@ from their configuration."""
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from analysis.logs import is_number
 from base.text import human
 
 # In the order in which a difference is told
@@ -40,8 +41,8 @@ def measurement_of(start: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """What can be compared and told; None for what is nested."""
-    return value if isinstance(value, (str, int, float, bool)) else None
+    """What can be compared and told; None for what is nested or no size of anything."""
+    return value if isinstance(value, str) or is_number(value) or isinstance(value, bool) else None
 
 
 def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

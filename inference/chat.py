@@ -53,9 +53,8 @@ class ChatTemplate:
         Raises InputError."""
         chosen = name or ("tool_use" if tools and "tool_use" in self.sources else "default")
         if chosen not in self.sources:
-            raise InputError(
-                f"{self.where} has no chat template {printable(chosen)!r}, but {', '.join(map(repr, self.sources))}"
-            )
+            known = ", ".join(brief(name) for name in self.sources)
+            raise InputError(f"{self.where} has no chat template {brief(chosen)}: choose one of {known}")
         return self.sources[chosen]
 
     def render(
@@ -110,14 +109,15 @@ def load_template(name_or_folder: str | Path) -> ChatTemplate:
     sources = _template_files(found) or template_sources(config, where)
     if not any(sources.values()):
         raise InputError(
-            f"{name_or_folder} has no chat template: put the chat_template.jinja of its model beside "
+            f"{printable(str(name_or_folder))} has no chat template: put the chat_template.jinja of its model beside "
             "tokenizer.json; a model that was trained on documents alone does not chat"
         )
     tokenizer = loaded(found.json, f"tokenizer.json of {found.name!r}", "a chat template")
     eos_id = tokenizer.token_to_id(found.names["eos_token"]) if "eos_token" in found.names else None
     stop_ids = tuple(dict.fromkeys(i for i in (eos_id, found.eot_id) if i is not None))
     think_id, end_think_id = tokenizer.token_to_id("<think>"), tokenizer.token_to_id("</think>")
-    return ChatTemplate(sources, str(name_or_folder), found.names, stop_ids, think_id, end_think_id)
+    where = printable(str(name_or_folder))
+    return ChatTemplate(sources, where, found.names, stop_ids, think_id, end_think_id)
 
 
 def has_template(found: TokenizerFiles) -> bool:

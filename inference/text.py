@@ -22,7 +22,9 @@ def check_fits(found: TokenizerFiles, vocab_size: int) -> None:
 
 def encode(tokenizer: "Tokenizer", text: str, special: bool = False) -> list[int]:
     """The ids of a text; `special`: with what the tokenizer puts around it, as a BOS. Raises InputError
-    where it has no ids for it."""
+    where it has no ids for it, or is set to cut or pad texts."""
+    if tokenizer.truncation is not None or tokenizer.padding is not None:
+        raise InputError("the tokenizer cuts or pads texts: call its no_truncation() and no_padding() first")
     try:
         return tokenizer.encode(text, add_special_tokens=special).ids
     except Exception as error:  # the package raises bare Exception, as for a vocabulary without [UNK]

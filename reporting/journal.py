@@ -23,7 +23,8 @@ from reporting.dashboard import Dashboard
 from reporting.progress import Progress
 from reporting.run_log import RunLog
 from training.evaluate import bits_per_byte
-from training.run import Run, derived_figures
+from training.run import Run
+from training.sizes import derived_figures
 from training.step import StepResult
 
 BUSY = 4.0  # times its own processor time: a step that waits so long for a CPU is worth a word

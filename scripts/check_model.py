@@ -23,6 +23,7 @@ import torch
 from base import cli, fields
 from base.errors import InputError
 from base.fields import knob
+from base.text import printable
 from hardware.device import device_name, memory_gb, select_device, select_dtype
 from inference.chat import has_template, load_template
 from inference.generate import generate
@@ -68,7 +69,9 @@ def check(config: CheckConfig) -> None:
     found = find_tokenizer(source)
     tokenizer = load_tokenizer(source)
     ids = encode(tokenizer, TEXT)
-    print(f"ok  tokenizer: {found.length:,} tokens, between documents {found.eot_token} ({found.eot_id})")
+    print(
+        f"ok  tokenizer: {found.length:,} tokens, between documents {printable(found.eot_token)} ({found.eot_id})"
+    )
     back = tokenizer.decode(ids, skip_special_tokens=False)
     if back != TEXT:
         raise InputError(f"{source}: {TEXT!r} comes back from the tokenizer as {back!r}")

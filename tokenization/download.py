@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from base import cli, fields
 from base.fields import knob
 from base.files import writable_folder
+from base.text import printable
 from tokenization import tokenizers
 
 
@@ -30,8 +31,10 @@ def download(name: str, out_dir: str) -> None:
     print(f"{out_dir}: tokenizer.json of {len(found.json):,} bytes, sha256 {found.sha256}")
     print(
         f"{found.length:,} tokens, {found.vocab_size:,} model rows; "
-        f"{found.eot_token} ({found.eot_id}) goes between documents"
+        f"{printable(found.eot_token)} ({found.eot_id}) goes between documents"
     )
     for token in json.loads(found.json)["added_tokens"]:
         if not token["content"].startswith("<|reserved_special_token_"):
-            print(f"{token['id']:>7}  {token['content']}{'' if token['special'] else '  (not special)'}")
+            print(
+                f"{token['id']:>7}  {printable(token['content'])}{'' if token['special'] else '  (not special)'}"
+            )

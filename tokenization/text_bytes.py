@@ -17,6 +17,7 @@ from base.errors import InputError
 from base.files import read_bytes
 from tokenization.vocabulary import bytes_of_tokens
 
+MOST_IDS = 1 << 24  # a vocabulary with ids beyond is none
 SEPARATOR = b"\xff"  # between documents, in a digest: a byte that UTF-8 never has
 
 
@@ -72,6 +73,8 @@ def text_of_ids(folder: Path, eot_id: int | None) -> TextOfIds | None:
         for token in record["added_tokens"]:
             pieces[token["id"]] = token["content"].encode()
     except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if not all(type(i) is int and 0 <= i < MOST_IDS for i in pieces):
         return None
     pieces[eot_id] = b""
     return TextOfIds(pieces, eot_id, prefixed)

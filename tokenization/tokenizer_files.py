@@ -118,11 +118,14 @@ def _checked(record: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def loaded(content: bytes, where: str, purpose: str = "reading tokenizer.json") -> "tokenizers.Tokenizer":
-    """tokenizer.json as an object of the package `tokenizers`. Raises InputError for what the package does
-    not take, MissingPackage without it."""
+    """tokenizer.json as an object of the package `tokenizers`, which neither cuts nor pads a text. Raises
+    InputError for what the package does not take, MissingPackage without it."""
     package = require("tokenizers", purpose)
     with package_errors(f"{where} is damaged or not a tokenizer", "copy it again"):
-        return package.Tokenizer.from_buffer(content)
+        tokenizer = package.Tokenizer.from_buffer(content)
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from base.errors import InputError, MissingFile, MissingPackage, require
 from base.files import read_bytes
+from base.text import printable
 from tokenization.named import TOKENIZERS, Known, config_bytes
 from tokenization.older_files import is_older
 from tokenization.tokenizer_files import TokenizerFiles, describe, describe_older, loaded
@@ -59,7 +60,7 @@ def find_tokenizer(name_or_folder: str | Path) -> TokenizerFiles:
         if is_older(companions):
             return describe_older(folder.resolve().name, companions)
         raise MissingFile(
-            f"{folder}/tokenizer.json is missing: it belongs beside the data or the weights it made"
+            f"{printable(str(folder))}/tokenizer.json is missing: it belongs beside the data or the weights it made"
         )
     if name.count("/") == 1 and not name.startswith((".", "/")):
         return _find_on_hub(name)
@@ -112,7 +113,9 @@ def _find_on_hub(repo: str) -> TokenizerFiles:
         return describe(repo, read_bytes(folder / "tokenizer.json"), companions)
     if is_older(companions):
         return describe_older(repo, companions)
-    raise MissingFile(f"{repo} on the hub has no tokenizer.json: pass the tokenizer that belongs to it")
+    raise MissingFile(
+        f"{printable(repo)} on the hub has no tokenizer.json: pass the tokenizer that belongs to it"
+    )
 
 
 def _find_known(name: str, known: Known) -> TokenizerFiles:
@@ -157,6 +160,6 @@ def _from_hub(repo: str, file: str, revision: str | None = None, hint: str = "")
 def _not_downloaded(repo: str, file: str, error: Exception, hint: str = "") -> MissingFile:
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0].split(". ")[0]
     return MissingFile(
-        f"{hint}{file} of {repo} cannot be downloaded from the hub ({reason}): check the network and, for a "
-        "gated model, `hf auth login`; or copy the file into a folder and pass that folder as the tokenizer"
+        f"{hint}{file} of {printable(repo)} cannot be downloaded from the hub ({printable(reason)}): check the "
+        "network and, for a gated model, `hf auth login`; or copy the file into a folder and pass that folder as the tokenizer"
     )

@@ -6,6 +6,7 @@ A config file is plain Python whose public names are fields of ModelArchitecture
 key is known, every value typed, everything that is wrong is an InputError of one line."""
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -303,9 +304,9 @@ def load_config_and(argv: Sequence[str], *own: type) -> tuple[Any, ...]:
 def read_config_file(path: Path) -> dict[str, Any]:
     """The public names that the file sets. Raises InputError for one that is not a field, and for a file
     that does not run."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path} is a folder: name a config file, as config/quickstart.py")
-    if not path.is_file():
+    if not os.path.isfile(path):
         near = [str(p) for p in sorted(Path("config").glob("*.py"))]
         raise InputError(f"config file {path} is not there{did_you_mean(str(path), near)}")
     namespace: dict[str, Any] = {}

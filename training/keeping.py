@@ -197,7 +197,9 @@ def set_aside_run(out_dir: str | Path, files: Collection[Path] = ()) -> Path | N
         n += 1
     old.rename(aside)
     for file in files:
-        file.rename(aside / file.name)
+        place = aside / file.relative_to(out_dir)
+        place.parent.mkdir(exist_ok=True)
+        file.rename(place)
     return aside
 
 

@@ -5,9 +5,12 @@ import json
 
 import pytest
 from tokenizer_layouts import assert_same, byte_level, sentencepiece_style, theirs, write_folder
+from tokenizers import Tokenizer
 
+from base.errors import InputError
 from inference.chat import load_template
 from inference.hf import save_hf
+from inference.scoring import score_documents
 from model_builder import ConfigurableGPT
 from model_config import get_preset_config
 from scripts import export_hf, import_hf
@@ -65,3 +68,19 @@ def test_import_and_export(tmp_path, name):
             assert (
                 load_template(run).render(message, template=template, add_generation_prompt=False) == expected
             )
+
+
+def test_state_of_a_tokenizer_is_not_scored(tmp_path):
+    """Truncation and padding in a tokenizer.json change no likelihood; an object that has them is refused."""
+    shape = dict(n_layer=1, n_embd=16, n_head=2, num_key_value_heads=1, head_dim=8, d_ff=32, block_size=64)
+    model = ConfigurableGPT(get_preset_config("qwen3", vocab_size=320, **shape), seed=0)
+    cut = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    padding = PADDING | {"strategy": {"Fixed": 40}, "pad_token": "<|endoftext|>"}
+    texts = ["hello world, hello there", "two spaces and don't"]
+    scores = []
+    for name, state in (("plain", {}), ("cut", {"truncation": cut}), ("padded", {"padding": padding})):
+        folder = write_folder(tmp_path / name, {"tokenizer.json": BYTES | state})
+        scores.append(score_documents(model, load_tokenizer(folder), 0, texts))
+    assert scores[0] == scores[1] == scores[2] and scores[0]["tokens"] > 6
+    with pytest.raises(InputError, match="cuts or pads"):
+        score_documents(model, Tokenizer.from_file(str(tmp_path / "cut/tokenizer.json")), 0, texts)

@@ -1,16 +1,18 @@
 """What the environment, the machine and absurd sizes do to a run: one line, before any work."""
 
+import errno
 import re
 import socket
 from datetime import timedelta
 
 import pytest
 import torch
-from conftest import TINY_FLAGS
+from conftest import TINY_FLAGS, read_events
 
+from training import saving
 from training.config import load_config
 from training.meters import StepTimer
-from training.run import check_memory, model_on_meta
+from training.sizes import check_memory, model_on_meta
 from training.world import World, rendezvous
 
 TORCHRUN = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
@@ -98,3 +100,22 @@ def test_a_step_that_waits_for_a_processor_is_noticed():
     assert timer.waited() > 10 and timer.waited(enough_s=60.0) == 1.0
     timer.lap_ms()
     assert timer.waited() == 1.0
+
+
+def test_a_full_disk_at_the_last_save_is_one_line(run, tmp_path, monkeypatch, capsys):
+    """The run has trained for nothing, but says so, and what was saved before is there."""
+    plain = saving.write_durably
+
+    def full_from_step_6(file, *parts):
+        if "00000006" in str(file):
+            raise OSError(errno.ENOSPC, "No space left on device", str(file))
+        return plain(file, *parts)
+
+    monkeypatch.setattr(saving, "write_durably", full_from_step_6)
+    with pytest.raises(SystemExit) as end:
+        run("a")
+    err = capsys.readouterr().err.splitlines()
+    assert end.value.code == 1 and "No space left on device" in err[-1] and "Traceback" not in "".join(err)
+    assert (tmp_path / "a" / "checkpoints" / "step_00000003").is_dir()
+    (ended,) = read_events(tmp_path / "a", "run_end")
+    assert ended["reason"].startswith("error: SaveFailed")
