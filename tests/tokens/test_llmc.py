@@ -39,7 +39,7 @@ def test_a_folder_is_a_dataset(folder, data_dtype):
     assert np.array_equal(train.read(1400, 300), ids[1900:2200])  # across files
     assert dataset_folder(str(folder), folder / "nowhere") == folder
     options = dict(
-        vocab_size=50257, block_size=8, batch_size=2, gradient_accumulation_steps=1, seed=0, eval_iters=1
+        vocab_size=50257, block_size=8, batch_size=2, gradient_accumulation_steps=1, seed=0, eval_tokens=16
     )
     data = Dataset(str(folder), folder / "nowhere", **options)
     rows = data.loader.micro_batch(0, 0)[0]
