@@ -183,12 +183,18 @@ class CsvBatch(CutBatch):
         except UnicodeDecodeError as error:
             return Row(where, problem=f"invalid UTF-8 at byte {error.start} of the record")
         except (csv.Error, ValueError) as error:
-            return Row(where, problem=f"invalid CSV ({one_line(error)})")
+            return Row(where, problem=f"invalid CSV ({one_line(error)}){self._over_lines(piece)}")
         if len(values) != len(self.header):
-            return Row(where, problem=f"{len(values)} fields, where the header has {len(self.header)}")
+            what = f"{len(values)} field{'s' * (len(values) != 1)}, where the header has {len(self.header)}"
+            return Row(where, problem=what + self._over_lines(piece))
         record = dict(zip(self.header, values, strict=True))
         text_field, source_field = self.fields
         return _row_of(where, record[text_field], record.get(source_field), text_field)
+
+    def _over_lines(self, piece: bytes) -> str:
+        """What a quote that is not closed costs besides its own line."""
+        lines = piece.rstrip(b"\r\n").count(b"\n") + 1
+        return f", in a record of {lines:,} lines: is a quote not closed?" if lines > 1 else ""
 
 
 @functools.cache

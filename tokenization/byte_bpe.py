@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from base.errors import InputError, require
 from base.text import check_utf8, shown
 from tokenization.batches import Source, limited
-from tokenization.documents import is_val, place_of
+from tokenization.documents import is_val
 from tokenization.file_source import FileSource
 from tokenization.job import Job
 from tokenization.tokenizer_files import END_OF_TEXT, TokenizerFiles, describe
@@ -125,7 +125,7 @@ class TrainingTexts:
                 if row.problem and self.problem is None:
                     self.problem = f"{row.where}: {row.problem}"
                 content = row.text.encode(errors="replace")
-                if row.problem or is_val(place_of(content), self.job.val_fraction):
+                if row.problem or is_val(content, self.job.val_fraction):
                     continue
                 self.text_bytes += len(content)
                 yield from cut_runs(content.decode())

@@ -164,8 +164,9 @@ def utf16_without_mark(head: bytes) -> str | None:
 
 def cut(
     stream: Stream, offset: int, splitter: Splitter, size: int
-) -> Iterator[tuple[bytes, int, int, bool, int]]:
-    """(piece, its begin, its end, whether it is too long, bytes read of the file) from `offset` on.
+) -> Iterator[tuple[bytes, int, int, int, bool, int]]:
+    """(piece, its begin, its end, how many documents it holds, whether it is one that is too long, bytes read of
+    the file) from `offset` on.
 
     Pieces of about `size` bytes end where a document does; a file that is one document is a piece. Of a document
     that is longer than MAX_DOCUMENT_BYTES only the first bytes are given, so that memory stays bounded. Raises
@@ -178,17 +179,19 @@ def cut(
         read = stream.read_bytes - told
         if at_end:
             if content:
-                yield content, begin, begin + len(content), False, read
+                n = len(splitter.documents(content))
+                yield content, begin, begin + len(content), n, False, read
             return
-        if length := splitter.complete(content):
+        length, n = splitter.complete(content)
+        if length:
             end, piece, rest, too_long = begin + length, content[:length], content[length:], False
         elif len(content) > MAX_DOCUMENT_BYTES:
             end, rest = _skip_document(stream, begin + len(content), content[-TAIL_BYTES:], splitter)
-            piece, too_long = content[:256], True
+            piece, n, too_long = content[:256], 1, True
         else:
             wanted = len(content) + size  # a long document: collect more
             continue
-        yield piece, begin, end, too_long, read
+        yield piece, begin, end, n, too_long, read
         begin, content, wanted, told = end, rest, size, told + read
 
 

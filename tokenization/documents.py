@@ -15,9 +15,14 @@ def place_of(key: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(key, key=SPLIT_KEY, digest_size=8).digest(), "big")
 
 
-def is_val(place: int, fraction: float) -> bool:
+def is_below(place: int, fraction: float) -> bool:
     """Whether a document of that place is held out."""
     return place < fraction * 2**64
+
+
+def is_val(key: bytes, fraction: float) -> bool:
+    """Whether a document is held out."""
+    return is_below(place_of(key), fraction)
 
 
 def fraction_up_to(place: int) -> float:

@@ -18,7 +18,7 @@ from base.errors import InputError, writing
 from base.files import writable_folder, write_durably
 from tokenization import byte_bpe, engines
 from tokenization.byte_bpe import EOT
-from tokenization.documents import SPLITS, end_documents, is_val, place_of
+from tokenization.documents import SPLITS, end_documents, is_val
 from tokens.format import write_meta
 from tokens.writer import ShardWriter
 
@@ -88,7 +88,7 @@ def split_texts(root: Path) -> dict[str, list[str]]:
 
 
 def is_held_out(path: str) -> bool:
-    return is_val(place_of(path.encode(errors="surrogateescape")), VAL_FRACTION)
+    return is_val(path.encode(errors="surrogateescape"), VAL_FRACTION)
 
 
 def train_tokenizer(texts: list[str], vocab_size: int) -> "Tokenizer":

@@ -154,8 +154,8 @@ class FileSource:
         none."""
         name = cutting.on_a_line(str(self.files[i]))
         with cutting.Stream(self.files[i]) as stream:
-            for piece, begin, end, too_long, read in cutting.cut(stream, offset, splitter, self.batch_bytes):
-                n_rows = 1 if too_long else len(splitter.documents(piece))
+            pieces = cutting.cut(stream, offset, splitter, self.batch_bytes)
+            for piece, begin, end, n_rows, too_long, read in pieces:
                 position = {"file": i, "offset": end, "row": row + n_rows}
                 problem = TOO_LONG if too_long else None
                 at_start = begin == content_begin == 0

@@ -15,9 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from base.errors import InputError, MissingFile, reading
-from base.text import printable, shown
+from base.text import shown
+from tokenization.cutting import on_a_line
 
-ROW_SUFFIXES = {".jsonl": "lines", ".ndjson": "lines", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+ROW_SUFFIXES = {
+    ".jsonl": "lines",
+    ".ndjson": "lines",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".html", ".htm", ".py")
 COMPRESSIONS = (".zst", ".gz", ".bz2", ".xz")
 KNOWN = f"{', '.join((*ROW_SUFFIXES, *TEXT_SUFFIXES))}, plain or {', '.join(COMPRESSIONS[:-1])} or {COMPRESSIONS[-1]}"
@@ -25,6 +33,12 @@ OTHER_TEXT = "--ext=SUFFIX reads others as text"
 CARD_MARK = b"---"  # a dataset card begins with metadata between two lines of it
 CARD_BESIDE = ("lines", "csv", "parquet")  # formats of a dataset that is published with a card
 SHOWN_SUFFIXES = 12
+PLURALS = {  # of the reasons for leaving something out that are not suffixes
+    "hidden name": "hidden names",
+    "dataset card": "dataset cards",
+    "compressed copy of a file beside it": "compressed copies of files beside them",
+    "link to a folder that was read": "links to folders that were read",
+}
 
 
 def parse_ext(given: Sequence[str]) -> tuple[str, ...]:
@@ -74,7 +88,8 @@ def _files(n: int) -> str:
 
 def _counts(counts: Counter[str]) -> str:
     common = counts.most_common()
-    parts = [f"{n:,} {printable(what[:40])}" for what, n in common[:SHOWN_SUFFIXES]]
+    shown_ones = [(n, PLURALS.get(what, what) if n > 1 else what) for what, n in common[:SHOWN_SUFFIXES]]
+    parts = [f"{n:,} {on_a_line(what[:40])}" for n, what in shown_ones]
     rest = sum(n for _, n in common[SHOWN_SUFFIXES:])
     return ", ".join([*parts, f"{rest:,} others"] if rest else parts)
 

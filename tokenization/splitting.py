@@ -12,8 +12,8 @@ from typing import Protocol
 
 
 class Splitter(Protocol):
-    def complete(self, content: bytes) -> int:
-        """Where the last document that is whole ends, whatever follows; 0 without one."""
+    def complete(self, content: bytes) -> tuple[int, int]:
+        """(where the last document that is whole ends, whatever follows, how many there are up to it)"""
 
     def documents(self, content: bytes) -> list[bytes]:
         """The documents of a content that ends where one does. After the last end there is no empty one."""
@@ -27,8 +27,8 @@ class Splitter(Protocol):
 class Whole:
     """The whole file is one document."""
 
-    def complete(self, content: bytes) -> int:
-        return 0
+    def complete(self, content: bytes) -> tuple[int, int]:
+        return 0, 0
 
     def documents(self, content: bytes) -> list[bytes]:
         return [content]
@@ -43,11 +43,14 @@ class Separated:
 
     separator: bytes
 
-    def complete(self, content: bytes) -> int:
+    def complete(self, content: bytes) -> tuple[int, int]:
         """Cut from the left, as the whole file would be: in three line breaks rfind sees other pairs than split."""
-        single = len(self.separator) == 1
-        rest = content.rpartition(self.separator)[2] if single else content.split(self.separator)[-1]
-        return len(content) - len(rest)
+        if (
+            len(self.separator) == 1
+        ):  # lines are counted without being made: the process that reads is the busiest
+            return content.rfind(self.separator) + 1, content.count(self.separator)
+        *whole, rest = content.split(self.separator)
+        return len(content) - len(rest), len(whole)
 
     def documents(self, content: bytes) -> list[bytes]:
         found = content.split(self.separator)
@@ -73,8 +76,12 @@ class Paragraphs:
             if space.end() < len(content) and (lines := space[0].rfind(b"\n")):
                 yield space.start(), space.start() + lines + 1
 
-    def complete(self, content: bytes) -> int:
-        return max((following for _, following in self.ends(content)), default=0)
+    def complete(self, content: bytes) -> tuple[int, int]:
+        begin, n = 0, 0
+        for end, following in self.ends(content):
+            n += bool(content[begin:end].strip())
+            begin = following
+        return begin, n
 
     def documents(self, content: bytes) -> list[bytes]:
         found, begin = [], 0
@@ -105,11 +112,11 @@ class Pieces:
             at -= 1
         return at
 
-    def complete(self, content: bytes) -> int:
-        end = 0
+    def complete(self, content: bytes) -> tuple[int, int]:
+        end, n = 0, 0
         while end + self.n_bytes < len(content):
-            end = self.end(content, end)
-        return end
+            end, n = self.end(content, end), n + 1
+        return end, n
 
     def documents(self, content: bytes) -> list[bytes]:
         found, begin = [], 0
@@ -137,11 +144,11 @@ class Records:
 
     delimiter: bytes
 
-    def complete(self, content: bytes) -> int:
-        end, record = 0, _record(self.delimiter)
+    def complete(self, content: bytes) -> tuple[int, int]:
+        end, n, record = 0, 0, _record(self.delimiter)
         while found := record.match(content, end):
-            end = found.end()
-        return end
+            end, n = found.end(), n + 1
+        return end, n
 
     def documents(self, content: bytes) -> list[bytes]:
         found, end, record = [], 0, _record(self.delimiter)
@@ -184,8 +191,9 @@ class Values:
                 depth, begin = 0, token.end()
         return found, begin
 
-    def complete(self, content: bytes) -> int:
-        return self.spans(content)[1]
+    def complete(self, content: bytes) -> tuple[int, int]:
+        found, end = self.spans(content)
+        return end, len(found)
 
     def documents(self, content: bytes) -> list[bytes]:
         spans, end = self.spans(content)

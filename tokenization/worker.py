@@ -20,7 +20,7 @@ import numpy as np
 from base.errors import InputError
 from tokenization import engines
 from tokenization.batches import Batch, Row
-from tokenization.documents import end_documents, fraction_up_to, is_val, place_of
+from tokenization.documents import end_documents, fraction_up_to, is_below, place_of
 from tokenization.tokenizer_files import TokenizerFiles
 
 STATISTICS = ("documents", "tokens", "text_bytes", "longest_document_bytes")
@@ -72,7 +72,7 @@ class Worker:
         parsed_at = time.perf_counter()
         ids, lengths = self.tokenize(parsed.texts)
         tokenized_at = time.perf_counter()
-        held_out = [is_val(place, self.val_fraction) for place in parsed.places]
+        held_out = [is_below(place, self.val_fraction) for place in parsed.places]
         return Tokenized(
             by_split(ids, lengths, np.array(parsed.sizes, np.int64), np.array(held_out, bool)),
             statistics_of(parsed, lengths),

@@ -54,6 +54,8 @@ def open_llmc(folder: Path, split: str, vocab_size: int, data_dtype: str | None)
     files = llmc_files(folder, split)
     if not files:
         raise MissingFile(f"{folder} holds llm.c's files, but no *_{split}_*.bin among them: add one")
+    if both := set(files) & set(llmc_files(folder, "val" if split == "train" else "train")):
+        raise InputError(f"{min(both)} is of train and of val by its name: rename it")
     headers = [read_header(file) for file in files]
     dtype = headers[0][0]
     for file, (other, _) in zip(files, headers, strict=True):

@@ -11,7 +11,7 @@ from preparing import TEXTS, custom, files_of, ids_of, jsonl, refused
 from base.errors import InputError
 from tokenization import byte_bpe
 from tokenization.byte_bpe import PIECES, TrainingTexts, cut_runs, parse_special_tokens, train_tokenizer
-from tokenization.documents import is_val, place_of
+from tokenization.documents import is_val
 from tokenization.engines import HARD_CASES
 from tokenization.file_source import FileSource
 from tokenization.job import Job
@@ -41,7 +41,7 @@ def test_a_folder_is_prepared_for_a_new_vocabulary_in_one_command(prepared, caps
     tokenizer = load_tokenizer(out)
     ids = ids_of(out, "train")
     documents = tokenizer.decode(ids.tolist(), skip_special_tokens=False).split("<|endoftext|>")[:-1]
-    held_in = [text for text in TEXTS if not is_val(place_of(text.encode()), 0.1)]
+    held_in = [text for text in TEXTS if not is_val(text.encode(), 0.1)]
     assert sum(map(len, documents)) + sum(t.count("<|endoftext|>") for t in held_in) * 13 == sum(
         map(len, held_in)
     )
@@ -162,7 +162,7 @@ def test_what_is_held_out_is_not_learnt(tmp_path):
     ] * 2
     (tmp_path / "a.jsonl").write_bytes(jsonl(texts))
     job = Job(val_fraction=0.5)
-    held_out = {text for text in texts if is_val(place_of(text.encode()), 0.5)}
+    held_out = {text for text in texts if is_val(text.encode(), 0.5)}
     assert 0 < len(held_out) < len(set(texts))
     taken = TrainingTexts(FileSource([tmp_path / "a.jsonl"]), job)
     assert "".join(taken) == "".join(text for text in texts if text not in held_out)

@@ -10,7 +10,7 @@ from source_formats import source_of, texts_of
 
 from base.errors import InputError
 from tokenization import cutting
-from tokenization.documents import fraction_up_to, is_val, place_of
+from tokenization.documents import fraction_up_to, is_below, place_of
 from tokenization.file_source import parse_split_documents
 from tokenization.pipeline import why_empty
 from tokenization.splitting import Paragraphs, Pieces
@@ -111,10 +111,10 @@ def test_documents_that_are_all_alike(toy_folder, tmp_path, in_this_process, cap
 def test_the_least_fraction_holds_out_that_document_alone():
     for _ in range(2000):
         place = random.getrandbits(64)
-        assert is_val(place, fraction_up_to(place))
+        assert is_below(place, fraction_up_to(place))
     for place in (0, 1, 2**53, 2**64 - 1, 2**63 + 1):
-        assert is_val(place, fraction_up_to(place)) and 0 < fraction_up_to(place) <= 1
-    assert not is_val(2**63, fraction_up_to(2**62))
+        assert is_below(place, fraction_up_to(place)) and 0 < fraction_up_to(place) <= 1
+    assert not is_below(2**63, fraction_up_to(2**62))
 
 
 @pytest.mark.parametrize("text", ["", "0", "63", "-5", "1e6", "lines", "paragraph", "9" * 5000, str(1 << 27)])

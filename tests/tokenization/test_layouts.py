@@ -99,9 +99,15 @@ def test_bad_records_of_csv_are_named(write):
     assert [row.text for row in rows_of(source) if not row.problem] == ["good", '5" disk', "good too"]
     problems = dict(problems_of(source))
     assert problems["a.csv:2"] == "3 fields, where the header has 2"
-    assert problems["a.csv:3"] == "1 fields, where the header has 2"
+    assert problems["a.csv:3"] == "1 field, where the header has 2"
     assert problems["a.csv:4"].startswith("invalid CSV (")
     assert problems["a.csv:5"] == "invalid UTF-8 at byte 2 of the record"
+    source = source_of(write("e.tsv", b'n\ttext\n1\t"open\n2\tb\n3\t"c" d\n4\tlast\n'))
+    (problem,) = [problem for _, problem in problems_of(source)]
+    assert problem.startswith("invalid CSV (") and problem.endswith(
+        "in a record of 3 lines: is a quote not closed?"
+    )
+    assert [row.text for row in rows_of(source) if not row.problem] == ["last"]
     with pytest.raises(InputError, match=r"no column 'text', only a, b; --text_field names it"):
         rows_of(source_of(write("b.csv", b"a,b\n1,2\n")))
     with pytest.raises(InputError, match=r"no column 'text', only a\\nb, \\x1b\[2J, x{60}, ") as caught:

@@ -47,7 +47,7 @@ def test_a_folder_is_read_and_what_is_not_is_counted(put):
     assert names_of(found, root) == sorted(READ)
     assert found.left_out == Counter(LEFT_OUT.values())
     words = found.in_words()
-    assert words.startswith("11 files were read: ") and "; 8 left out: 4 hidden name, " in words
+    assert words.startswith("11 files were read: ") and "; 8 left out: 4 hidden names, " in words
     for part in ("1 .jsonl", "1 .json.gz", "1 .txt.zst", "1 .png", "1 .tar.gz", "1 without a suffix"):
         assert part in words
 

@@ -137,7 +137,7 @@ def test_any_tree_is_searched(tmp_path):
         folders = [root]
         root.mkdir()
         for _ in range(random_.randrange(40)):
-            suffix = random_.choice(["", ".txt", ".TXT", ".md", ".jsonl.gz", ".png"])
+            suffix = random_.choice(["", ".txt", ".TXT", ".md", ".jsonl.gz", ".png", ".a\nb", ".\x1b[2J"])
             place = random_.choice(folders) / (random_.choice(names) + suffix)
             if os.path.lexists(place):
                 continue

@@ -39,7 +39,7 @@ def test_a_folder_is_a_dataset(folder, data_dtype):
     assert np.array_equal(train.read(1400, 300), ids[1900:2200])  # across files
     assert dataset_folder(str(folder), folder / "nowhere") == folder
     options = dict(
-        vocab_size=50257, block_size=8, batch_size=2, gradient_accumulation_steps=1, seed=0, eval_iters=1
+        vocab_size=50257, block_size=8, batch_size=2, gradient_accumulation_steps=1, seed=0, eval_tokens=16
     )
     data = Dataset(str(folder), folder / "nowhere", **options)
     rows = data.loader.micro_batch(0, 0)[0]
@@ -92,6 +92,8 @@ DAMAGES = {
     "an evaluation": (other_magic(20240522), "holds questions of an evaluation"),
     "a model": (other_magic(20240326), "holds weights of a model"),
     "unknown": (other_magic(20250101), r"holds something unknown \(magic 20250101\)"),
+    "a name of both splits": (lambda d: (d / "fineweb_train_000001.bin").rename(d / "fineweb_train_val_1.bin"),
+                              r"fineweb_train_val_1\.bin is of train and of val by its name"),
     "an id": (lambda d: poke(d / "fineweb_train_000001.bin", 512 + 7, 60000, "<u2"), "id 60000 at position 7 "),
 }  # fmt: skip
 
