@@ -14,9 +14,13 @@ train: .venv/installed
 test: .venv/installed
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-# Killed, hung and stopped ranks under torchrun, four processes, twenty kills: minutes, so they are not part of make test
+# Killed, hung and stopped ranks under torchrun, four processes, twenty kills, odd inputs under a fresh seed: minutes, so they
+# are not part of make test.  make test-faults FUZZ_SEED=123  repeats the odd inputs of another time.
+FUZZ_SEED ?= $(shell date +%s)
 test-faults: .venv/installed
-	$(BIN)/python -m pytest -o addopts="-q -p no:cacheprovider" tests/faults
+	@echo "FUZZ_SEED=$(FUZZ_SEED)"
+	FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -o addopts="-q -p no:cacheprovider" tests/faults
+	FUZZ_SEED=$(FUZZ_SEED) FUZZ_CASES=1500 $(BIN)/python -m pytest tests/tokenization/test_source_fuzz.py
 	SLOW=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/training/test_parallel.py tests/tokenization/test_preparation_resumed.py tests/planning/test_memory.py
 
 lint: .venv/installed
