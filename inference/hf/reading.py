@@ -208,7 +208,8 @@ def find_folder(dir_or_id: str | Path) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", str(dir_or_id)):  # no name that a hub could know
         raise MissingFile(f"{dir_or_id} is not a folder: check the path")
     hub = require("huggingface_hub", f"{dir_or_id!r} is not a folder; to ask the hub for it")
-    wanted = ["*.json", "*.jinja", "model*.safetensors"]
+    # Of a tokenizer also what older folders have in place of tokenizer.json
+    wanted = ["*.json", "*.jinja", "merges.txt", "tokenizer.model", "model*.safetensors"]
     try:
         return Path(hub.snapshot_download(str(dir_or_id), allow_patterns=wanted))
     except Exception as error:  # the hub's client fails with its own types, httpx's, OSError and ValueError

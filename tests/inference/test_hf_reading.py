@@ -178,7 +178,8 @@ def test_hub_name_is_downloaded(twin_folder, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     assert_same_model(load_hf("someone/a-model"), load_hf(str(twin_folder)))
-    assert asked == [("someone/a-model", ["*.json", "*.jinja", "model*.safetensors"])]
+    patterns = ["*.json", "*.jinja", "merges.txt", "tokenizer.model", "model*.safetensors"]
+    assert asked == [("someone/a-model", patterns)]
 
 
 OFFICIAL = {
