@@ -34,7 +34,7 @@ class ModelArchitectureConfig:
     all that a new one takes."""
 
     # Shape
-    n_layer: int = knob(12, "transformer blocks", kind=MODEL, bounds="[1, 4096]")
+    n_layer: int = knob(12, "transformer blocks", kind=MODEL, bounds=POSITIVE)
     n_head: int = knob(12, "query heads", kind=MODEL, bounds=POSITIVE)
     n_embd: int = knob(768, "width of the residual stream", kind=MODEL, bounds=POSITIVE)
     num_key_value_heads: int | None = knob(

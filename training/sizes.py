@@ -11,8 +11,16 @@ from training.flops import flops_per_token
 from training.world import World
 
 
+MOST_LAYERS = 4096
+
+
 def model_on_meta(model_config: ModelArchitectureConfig) -> ConfigurableGPT:
-    """The model without memory. Raises InputError for one beyond 64 bits."""
+    """The model without memory. Raises InputError for one beyond 64 bits, or of more blocks than anybody stacks, which
+    would take minutes to build even so."""
+    if model_config.n_layer > MOST_LAYERS:
+        raise InputError(
+            f"n_layer={model_config.n_layer} is more than the {MOST_LAYERS} blocks that a model may have here"
+        )
     try:
         with torch.device("meta"):
             return ConfigurableGPT(model_config)

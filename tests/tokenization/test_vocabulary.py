@@ -150,7 +150,7 @@ def test_a_tokenizer_with_byte_fallback():
         (["english", "--out=/no/such/x.json"], "/no/such is not a folder"),
         (["english", "--tokenizer=/no/such", "--out=x.json"], "/no/such"),
         (["english", "--tokenizer=qwen3", "--text=/no/such", "--out=x.json"], "/no/such"),
-        (["english", "--tokenizer=qwen3", "--text=/dev/null", "--out=x.json"], "/dev/null is empty"),
+        (["english", "--tokenizer=qwen3", "--text=/dev/null", "--out=x.json"], "/dev/null is not a file"),
     ],
 )
 def test_bad_input_is_one_line(flags, words, tmp_path, monkeypatch, capsys):
