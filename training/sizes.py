@@ -10,7 +10,6 @@ from training.config import TrainConfig
 from training.flops import flops_per_token
 from training.world import World
 
-
 MOST_LAYERS = 4096
 
 
