@@ -216,8 +216,6 @@ def backend_problem(name: str, device_type: str, dtype: torch.dtype, dropout: fl
     return None
 
 
-# A constant to the compiler: it runs while a graph is traced, never inside one.
-@torch.compiler.assume_constant_result
 def choose_backend(name: str, device_type: str, dtype: torch.dtype, T: int, dropout: float) -> str:
     """The backend that runs: `name` itself, sdpa with one warning where it cannot, and for `auto` the fixed
     choice for the device and the length (law 12: a table, not a measurement; train.py measures on a GPU and
@@ -232,6 +230,10 @@ def choose_backend(name: str, device_type: str, dtype: torch.dtype, T: int, drop
         return "sdpa"
     return name
 
+
+# A constant to the compiler: it runs while a graph is traced, never inside one. This is what
+# torch.compiler.assume_constant_result sets; calling that would load the compiler into every program.
+choose_backend._dynamo_marked_constant = True
 
 CPU_MANUAL_ATTENTION_MAX_T = 512
 

@@ -2,13 +2,13 @@
 goes."""
 
 import re
+import sys
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo.utils
 
 from base.errors import InputError
 from hardware.device import device_name, wait_for
@@ -150,4 +150,5 @@ def hardware(device: torch.device, dtype: torch.dtype, fp8: bool = False) -> dic
 def compiled_graphs() -> int:
     """Graphs that torch.compile has made in this process. A number that grows in mid-run is a
     recompilation."""
-    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    dynamo = sys.modules.get("torch._dynamo.utils")  # where nothing was compiled it need not be there
+    return dynamo.counters["stats"]["unique_graphs"] if dynamo else 0

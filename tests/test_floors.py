@@ -62,6 +62,17 @@ def imported_modules(file: Path) -> set[str]:
     return {name for name in imports_of(file) if name in MODULES} - {module_of(file)}
 
 
+def test_the_compiler_is_not_loaded_by_who_does_not_compile():
+    """It is most of what a program would wait for before its first word. And the mark that stands in for it is the
+    one that torch sets."""
+    import torch
+
+    assert torch.compiler.assume_constant_result(lambda: 0)._dynamo_marked_constant is True
+    code = "import sys, sample, plan, train; print('torch._dynamo' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
+
+
 def test_the_table_has_every_room():
     assert {room_of(module) for module in MODULES} <= set(FLOOR_OF)
 
