@@ -149,8 +149,11 @@ def join_logs(paths: Iterable[Path]) -> tuple[list[tuple[float, list[Path]]], di
         if start_step > 0 and start["config"]["train"].get("eval_only"):  # perhaps of a run that continues
             left_out[path] = f"{path} only evaluates a checkpoint"
         else:
-            (resumed if start_step > 0 else heads).append((started, path, start.get("run_id")))
-    heads, resumed = sorted(heads, key=lambda log: log[:2]), sorted(resumed, key=lambda log: log[:2])
+            session = start.get("session") if is_amount(start.get("session")) else 0
+            (resumed if start_step > 0 else heads).append((started, path, start.get("run_id"), session))
+    # The sessions of a run count themselves; the clock decides where they do not, and between two of one checkpoint
+    heads.sort(key=lambda log: log[:2])
+    resumed.sort(key=lambda log: (log[3], *log[:2]))
     if not heads:  # what came before is missing
         heads, resumed = resumed[:1], resumed[1:]
     chains = [[head] for head in heads]

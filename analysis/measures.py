@@ -25,19 +25,26 @@ def measurement_of(start: Mapping[str, Any]) -> dict[str, Any]:
     where it was evaluated whole."""
     recorded = start.get("measurement")
     if isinstance(recorded, dict):
-        return {name: plain(recorded.get(name)) for name in (*TOLD, "text")}
+        return {name: plain(recorded.get(name)) for name in (*TOLD, "text", "bytes")}
     model, train = start["config"]["model"], start["config"]["train"]
     iters, batch_size = train.get("eval_iters"), train.get("batch_size")
     counted = type(iters) is int and type(batch_size) is int
     return {
-        "split": start["data"].get("fingerprint") or start["data"].get("dataset"),
+        "split": start["data"].get("fingerprint") or named_only(start),
         "windows": iters * batch_size if counted else None,
         "block_size": plain(model.get("block_size")),
         "document_masking": plain(train.get("document_masking")),
         "dtype": plain(start["hardware"].get("dtype")),
         "version": "earlier",  # whose windows had another order
         "text": None,
+        "bytes": None,
     }
+
+
+def named_only(start: Mapping[str, Any]) -> str | None:
+    """What the oldest logs say of their data: its name; with the rows of the vocabulary, lest it be another one."""
+    dataset, rows = start["data"].get("dataset"), start["config"]["model"].get("vocab_size")
+    return f"{dataset} of {plain(rows)} rows" if dataset else None
 
 
 def plain(value: Any) -> Any:
@@ -45,8 +52,15 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, str) or is_number(value) or isinstance(value, bool) else None
 
 
-def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether two logs say the same, be it nothing."""
     return all(a[name] == b[name] for name in TOLD)
+
+
+def same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether both are known, and one."""
+    known = a["split"] is not None and (a["windows"] is not None or a["version"] == "earlier")
+    return known and alike(a, b)
 
 
 def same_text(measurements: Sequence[Mapping[str, Any]]) -> bool:
@@ -55,9 +69,11 @@ def same_text(measurements: Sequence[Mapping[str, Any]]) -> bool:
     first = measurements[0]
     if first["text"] is not None and all(m["text"] == first["text"] for m in measurements):
         return True
-    where = ("split", "windows", "block_size", "version")
-    return first["windows"] is not None and all(
-        m[name] == first[name] for m in measurements for name in where
+    where = ("split", "windows", "block_size", "version", "bytes")
+    return (
+        first["windows"] is not None
+        and first["split"] is not None
+        and all(m[name] == first[name] for m in measurements for name in where)
     )
 
 
@@ -78,6 +94,8 @@ def why_not_ranked(measurements: Sequence[Mapping[str, Any]], by_bytes: bool) ->
     if all(same(measurements[0], m) for m in measurements):
         return None
     what = differing(measurements)
+    if not what:
+        return "a log does not say what it evaluated"
     if not by_bytes:
         return f"the runs differ in {what}: loss per token does not compare between them"
     if same_text(measurements):

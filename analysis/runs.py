@@ -15,7 +15,7 @@ from typing import Any
 
 from analysis.differences import learned_from, run_on
 from analysis.logs import BITS, LOSS, NEEDED, lines_of, on_one_line, parse_event
-from analysis.measures import measurement_of, same, why_not_ranked
+from analysis.measures import alike, measurement_of, same, why_not_ranked
 from base.errors import reading
 
 SILENCE_S = 300  # a log without run_end that grew less than this ago belongs to a run that is still going
@@ -196,7 +196,7 @@ def read_run(files: Sequence[Path]) -> Run:
     joined = joined_steps(sessions)
     trains, evals = ([joined[at] for at in sorted(joined) if at[0] == kind] for kind in ("train", "eval"))
     measurement = sessions[-1].measurement
-    measured = [e for e in evals if same(e["measurement"], measurement)]
+    measured = [e for e in evals if alike(e["measurement"], measurement)]
     wall_s = end.get("wall_s")  # counts the sessions before a resume too, as the sum does
     status, reason = how_it_ended(end, files[-1])
     return Run(
@@ -276,4 +276,9 @@ def ranking_key(runs: Sequence[Run]) -> str:
     """Bits per byte where every evaluated run has them, else validation loss: what ranks the runs and is
     drawn."""
     evaluated = [run for run in runs if run.evals]
-    return BITS if evaluated and all(run.best(BITS) is not None for run in evaluated) else LOSS
+    if not evaluated or any(run.best(BITS) is None for run in evaluated):
+        return LOSS
+    # Of one measurement the loss ranks, too, and bytes that were counted here and estimated there do not
+    first = evaluated[0].measurement
+    one = all(same(first, run.measurement) for run in evaluated)
+    return LOSS if one and len({run.measurement["bytes"] for run in evaluated}) > 1 else BITS

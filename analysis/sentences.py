@@ -6,6 +6,7 @@ from typing import Any
 
 from analysis.groups import Group, differing_machines
 from analysis.logs import LOSS
+from analysis.measures import TOLD
 from analysis.runs import Run, forbidden
 from base.text import human
 
@@ -83,7 +84,7 @@ def on_data(runs: Sequence[Run]) -> list[str]:
     notes = []
     if why := forbidden(runs):
         notes.append(f"Not ranked: {why}.")
-    elif len({json.dumps(run.measurement) for run in runs if run.evals}) > 1:
+    elif len({json.dumps([run.measurement[name] for name in TOLD]) for run in runs if run.evals}) > 1:
         notes.append(
             "The runs were evaluated in different ways, but over the same held-out text: bits per byte compare."
         )

@@ -46,6 +46,7 @@ class Journal:
         self.run_log.write(
             "run_start",
             run_id=run.state.wandb_run_id,
+            session=run.state.session,
             command=list(command),
             config=run.resolved,
             model=self.model,

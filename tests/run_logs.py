@@ -26,14 +26,14 @@ def loss_of(floor, step):
 
 def write_log(folder, *, floor=3.0, name="gpt2", steps=(0, 100), evals=20, end="done", started=1_700_000_000, old=True,
               bits=True, fingerprint="f0", flops=6e8, mfu=0.4, lines=(), loss=loss_of, train=None, model=None,
-              dt_ms=200.0, measurement=None, data=None, run_id=None):  # fmt: skip
+              dt_ms=200.0, measurement=None, data=None, run_id=None, session=0):  # fmt: skip
     """One log from steps[0] to steps[1]: a train event every 5 steps, an evaluation every `evals`, then
     `lines` verbatim."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     first, last = steps
     events = [{
-        **({"measurement": MEASUREMENT | measurement} if measurement is not None else {}), "run_id": run_id,
+        **({"measurement": MEASUREMENT | measurement} if measurement is not None else {}), "run_id": run_id, "session": session,
         "event": "run_start", "time": started, "start_step": first, "git": None, "versions": {},
         "config": {"model": model or {}, "train": {"out_dir": str(folder), "dataset": "d", **(train or {})}},
         "model": {"architecture_name": NAMES[name], "params": 124_337_664, "params_non_embedding": 85_000_000,

@@ -23,11 +23,13 @@ SEPARATOR = b"\xff"  # between documents, in a digest: a byte that UTF-8 never h
 
 class TextOfIds:
     """`pieces` are the bytes of every id. With `prefixed` the tokenizer puts a space before each document, which is
-    no part of its text (LLaMA 2)."""
+    no part of its text (LLaMA 2); it is not `exact` where that space may as well be the text's own."""
 
-    def __init__(self, pieces: dict[int, bytes], eot_id: int, prefixed: bool = False) -> None:
+    def __init__(
+        self, pieces: dict[int, bytes], eot_id: int, prefixed: bool = False, exact: bool = True
+    ) -> None:
         self.pieces = [pieces.get(i, b"") for i in range(max(pieces, default=0) + 1)]
-        self.eot_id, self.prefixed = eot_id, prefixed
+        self.eot_id, self.prefixed, self.exact = eot_id, prefixed, exact
         self.lengths = np.array([len(piece) for piece in self.pieces], dtype=np.int64)
         self.begins_with_space = np.array([piece[:1] == b" " for piece in self.pieces])
 
@@ -69,7 +71,9 @@ def text_of_ids(folder: Path, eot_id: int | None) -> TextOfIds | None:
         if record["model"]["type"] != "BPE":
             return None
         pieces = bytes_of_tokens(record)
-        prefixed = puts_space_first(record)
+        if len({piece for piece in pieces.values() if len(piece) == 1}) < 256:
+            return None  # a byte without a token is lost, or becomes an unknown one
+        prefixed, exact = puts_space_first(record)
         for token in record["added_tokens"]:
             pieces[token["id"]] = token["content"].encode()
     except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -77,33 +81,40 @@ def text_of_ids(folder: Path, eot_id: int | None) -> TextOfIds | None:
     if not all(type(i) is int and 0 <= i < MOST_IDS for i in pieces):
         return None
     pieces[eot_id] = b""
-    return TextOfIds(pieces, eot_id, prefixed)
+    return TextOfIds(pieces, eot_id, prefixed, exact)
 
 
-def puts_space_first(record: dict[str, Any]) -> bool:
-    """Whether a tokenizer.json says that a text is encoded with a space before it. Raises ValueError where it changes
-    the text in a way that is not known here."""
+def puts_space_first(record: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether a tokenizer.json says that a text is encoded with a space before it, and whether that is so for every
+    text, those with a space of their own too. Raises ValueError where it changes the text in a way that is not known
+    here."""
     steps = [
         *flat(record.get("normalizer"), "normalizers"),
         *flat(record.get("pre_tokenizer"), "pretokenizers"),
     ]
-    prefixed = False
+    prefixed, exact = False, True
     for step in steps:
         match step:
             case {"type": "Prepend", "prepend": "\u2581"}:
                 prefixed = True
-            case {"type": "Metaspace"}:
-                prefixed |= step.get("prepend_scheme", "always") != "never"
-            case {"type": "ByteLevel"}:
-                prefixed |= bool(step.get("add_prefix_space"))
+            case {"type": "Metaspace"} if step.get("prepend_scheme", "always") != "never":
+                prefixed, exact = True, False
+            case {"type": "ByteLevel", "add_prefix_space": True}:
+                prefixed, exact = True, False
+            case {"type": "Metaspace" | "ByteLevel" | "Digits"}:
+                pass
             case {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}:
                 pass
-            # NFC changes a text only where a letter and its accent are two characters
-            case {"type": "Split" | "Digits" | "NFC"}:
+            case {
+                "type": "Split",
+                "behavior": "Isolated" | "MergedWithPrevious" | "MergedWithNext" | "Contiguous",
+            }:
+                pass
+            case {"type": "NFC"}:  # it changes a text only where a letter and its accent are two characters
                 pass
             case _:
                 raise ValueError(f"{step['type']} is not known")
-    return prefixed
+    return prefixed, exact
 
 
 def flat(step: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:

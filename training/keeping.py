@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -156,7 +157,7 @@ def check_space(out_dir: Path, n_bytes: int, keep_last: int) -> str | None:
     cut_off = leftovers(
         out_dir / "checkpoints"
     )  # a save that died may have filled the disk; the next one removes it
-    free += sum(file.stat().st_size for partial in cut_off for file in partial.iterdir())
+    free += sum(bytes_in(partial) for partial in cut_off)
     if free < n_bytes:
         raise InputError(
             f"{folder} has {free / 1e9:.1f} GB free, one checkpoint takes {n_bytes / 1e9:.1f} GB: make room"
@@ -165,6 +166,14 @@ def check_space(out_dir: Path, n_bytes: int, keep_last: int) -> str | None:
     if free < missing * n_bytes:
         return f"{folder} has {free / 1e9:.1f} GB free; {missing} more checkpoints take {missing * n_bytes / 1e9:.1f} GB"
     return None
+
+
+def bytes_in(folder: Path) -> int:
+    """Of the files in it; 0 for what cannot be looked at, or goes while it is."""
+    try:
+        return sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(folder))
+    except OSError:
+        return 0
 
 
 def check_unchanged(out_dir: str | Path, source: Path | None, source_step: int) -> None:

@@ -17,6 +17,7 @@ from training.config import TrainConfig
 from training.world import World
 
 WINDOWS_AT_ONCE = 1024
+WHOLE = 0.99
 # What two measurements have in common where their numbers may be ranked
 IDENTITY = ("split", "windows", "block_size", "document_masking", "dtype")
 
@@ -24,20 +25,19 @@ IDENTITY = ("split", "windows", "block_size", "document_masking", "dtype")
 def measurement(dataset: Dataset, config: TrainConfig, dtype: torch.dtype, world: World) -> dict[str, Any]:
     """Of the val split: IDENTITY; `tokens` and `bytes` of text in the windows, None where they were not counted;
     `whole`, whether those are all windows of the split; `text`, then the digest of the split's text, which is the same
-    by every tokenizer. Rank 0 reads, every rank calls."""
+    by every tokenizer. Whole is all but a hundredth: what follows the last window, and the first token, are not
+    evaluated. Rank 0 reads, every rank calls."""
     mixture = dataset.splits["val"]
-    taken, there = (
-        mixture.evaluated(dataset.evaluated, dataset.block_size),
-        mixture.windows(dataset.block_size),
-    )
-    whole = taken == there
-    counted = None
-    if world.rank == 0:
+    taken = mixture.evaluated(dataset.evaluated, dataset.block_size)
+    sizes = [stream.n_tokens for stream in mixture.streams]
+    whole = all(n * dataset.block_size >= WHOLE * size for n, size in zip(taken, sizes, strict=True))
+
+    def count() -> str:
         text = text_of_ids(dataset.folders[0], dataset.eot_id)
         n_bytes = text and bytes_of_windows(dataset, text)
-        digest = text.digest(ids_of(dataset)) if text and whole else None
-        counted = json.dumps([n_bytes, digest])
-    n_bytes, digest = json.loads(world.first(counted))
+        return json.dumps([n_bytes, text.digest(ids_of(dataset)) if text and text.exact and whole else None])
+
+    n_bytes, digest = json.loads(world.first(world.by_rank_0(count)))
     return {
         "split": mixture.fingerprint,
         "windows": sum(taken),

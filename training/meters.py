@@ -23,7 +23,8 @@ class StepTimer:
         self._started = self._cpu_started = 0.0
         self._lap_s = 0.0
         self._lap_steps = 0
-        self._lap_cpu_s = 0.0  # processor time of this process, of all its threads
+        # Since the last answer of waited(): time, and processor time of this process, of all its threads
+        self._wall_s = self._cpu_s = 0.0
 
     def settle(self) -> None:
         """Waits for the device, as part of the steps made so far."""
@@ -40,19 +41,24 @@ class StepTimer:
         elapsed = time.perf_counter() - self._started
         self.trained_s += elapsed
         self._lap_s += elapsed
-        self._lap_cpu_s += time.process_time() - self._cpu_started
+        self._wall_s += elapsed
+        self._cpu_s += time.process_time() - self._cpu_started
         self._lap_steps += steps
 
     def lap_ms(self) -> float:
         """Mean milliseconds a step since the last call."""
         mean = 1e3 * self._lap_s / self._lap_steps
-        self._lap_s, self._lap_steps, self._lap_cpu_s = 0.0, 0, 0.0
+        self._lap_s, self._lap_steps = 0.0, 0
         return mean
 
     def waited(self, enough_s: float = 5.0) -> float:
-        """How many times its own processor time a step of this lap took: on a CPU far above 1 where others work on
-        it. 1 for a lap that is too short to say."""
-        return self._lap_s / max(self._lap_cpu_s, 1e-9) if self._lap_s >= enough_s else 1.0
+        """How many times their own processor time the steps since the last answer took: on a CPU far above 1 where
+        others work on it. 1 where they are too short to say."""
+        if self._wall_s < enough_s:
+            return 1.0
+        ratio = self._wall_s / max(self._cpu_s, 1e-9)
+        self._wall_s = self._cpu_s = 0.0
+        return ratio
 
 
 class EnergyMeter:

@@ -312,8 +312,12 @@ def begin(
         if not same(state.measurement, measured):
             stay |= {state.best["step"]} if state.best else set()  # for this session
             notes += measured_anew(state)
+        elif state.measurement.get("bytes") != measured["bytes"]:
+            notes.append(
+                "bytes of text are counted in another way than before: bits per byte before and after do not compare"
+            )
         notes += begin_anew(state, data, str(dtype)[6:])
-        state.origin = "resume"
+        state.origin, state.session = "resume", state.session + 1
     elif config.init_from.startswith("hf:"):
         state.origin = "imported"
     state.measurement = measured

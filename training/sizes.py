@@ -10,7 +10,7 @@ from training.config import TrainConfig
 from training.flops import flops_per_token
 from training.world import World
 
-MOST_LAYERS = 4096
+MOST_LAYERS = 1024
 
 
 def model_on_meta(model_config: ModelArchitectureConfig) -> ConfigurableGPT:

@@ -21,6 +21,7 @@ NUMBER = (int, float)
 TYPES: dict[str, tuple[type, ...]] = {
     "step": (int,),
     "tokens": (int,),
+    "session": (int,),
     "trained_s": NUMBER,
     "energy_j": (*NUMBER, NoneType),
     "val_loss": (*NUMBER, NoneType),
@@ -76,6 +77,7 @@ class RunState:
     measurement: dict[str, Any] | None = None  # that both were evaluated by (training/measure.py)
     grad_scaler: dict[str, Any] = field(default_factory=dict)
     guard: dict[str, float] | None = None  # of StepGuard
+    session: int = 0  # how often the run was resumed
     wandb_run_id: str | None = None  # names the run to log backends, in every session
     attention_backend: str | None = None  # that a measurement chose
     dtype: str | None = None  # of the matmuls

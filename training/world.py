@@ -49,13 +49,17 @@ class World:
         numbers = []
         for name, default in (("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_WORLD_SIZE", 1)):
             text = env.get(name, str(default))
-            if not text.isdecimal():
+            if not (text.isascii() and text.isdecimal() and len(text) < 10):
                 raise InputError(
-                    f"{name}={text!r} in the environment is not a number: start with torchrun, or unset it"
+                    f"{name}={text[:40]!r} in the environment is not a number: start with torchrun, or unset it"
                 )
             numbers.append(int(text))
         world = cls(*numbers)
-        missing = [v for v in ("RANK", "MASTER_ADDR", "MASTER_PORT") if v not in env]
+        missing = [v for v in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not env.get(v)]
+        if "RANK" in env and "WORLD_SIZE" not in env:
+            raise InputError(
+                f"RANK={env['RANK']} in the environment, but no WORLD_SIZE: start with torchrun, or unset it"
+            )
         if world.size > 1 and missing:
             raise InputError(
                 f"WORLD_SIZE={world.size}, but {', '.join(missing)} is not set: start with torchrun"

@@ -44,6 +44,34 @@ def test_bits_per_byte_of_one_text_are_ranked(capsys, a, b):
     )
 
 
+def test_bytes_that_were_estimated_do_not_rank_beside_counted_ones(capsys):
+    """Of one measurement the loss does."""
+    write_log("out-a", floor=3.0, measurement={"bytes": None})
+    write_log("out-b", floor=2.0, measurement={})
+    out, _, report = compared(capsys, "out-a", "out-b")
+    assert report["sorted_by"] == "val_loss" and "in different ways" not in out
+    assert [row["out_dir"] for row in report["runs"]] == ["out-b", "out-a"]
+
+
+@pytest.mark.parametrize("unknown", [
+    dict.fromkeys(["split", "windows", "block_size", "document_masking", "dtype"]), {"split": ["v0"]}, {"split": 1e60},
+])  # fmt: skip
+def test_what_nobody_recorded_is_not_ranked(capsys, unknown):
+    for name, floor in (("out-a", 3.0), ("out-b", 2.0)):
+        write_log(name, floor=floor, measurement=unknown)
+    _, _, report = compared(capsys, "out-a", "out-b")
+    assert why(report) == {"a log does not say what it evaluated"}
+
+
+def test_sessions_are_in_their_own_order_whatever_the_clock(capsys):
+    for session, (steps, started) in enumerate((((0, 40), 1), ((40, 60), 900), ((60, 100), 5))):
+        write_log("out-a", steps=steps, end="done" if session == 2 else "signal", run_id="x", session=session,
+                  started=1_700_000_000 + started)  # fmt: skip
+    _, _, report = compared(capsys, "out-a")
+    (row,) = report["runs"]
+    assert len(row["logs"]) == 3 and row["tokens"] == 100_000
+
+
 def test_loss_per_token_is_not_ranked_across_measurements(capsys):
     write_log("out-a", measurement={}, bits=False)
     write_log("out-b", floor=2.0, measurement={"dtype": "bfloat16"}, bits=False)

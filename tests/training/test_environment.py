@@ -29,7 +29,9 @@ def env(monkeypatch):
 
 
 @pytest.mark.parametrize("values, said", [
-    ({"RANK": "1"}, "RANK=1 in the environment cannot be"), ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3 in the environment"),
+    ({"RANK": "1"}, "RANK=1 in the environment, but no WORLD_SIZE"), ({"RANK": "0"}, "no WORLD_SIZE"),
+    (TORCHRUN | {"RANK": 5000 * "9"}, "is not a number"), (TORCHRUN | {"MASTER_ADDR": ""}, "MASTER_ADDR is not set"),
+    ({"LOCAL_RANK": "3"}, "LOCAL_RANK=3 in the environment"),
     (TORCHRUN | {"RANK": "2"}, "RANK=2"), (TORCHRUN | {"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
     (TORCHRUN | {"LOCAL_WORLD_SIZE": "4"}, "LOCAL_WORLD_SIZE=4"), (TORCHRUN | {"RANK": "x"}, "RANK='x'"),
     (TORCHRUN | {"RANK": "-1"}, "RANK='-1'"), (TORCHRUN | {"MASTER_PORT": "abc"}, "MASTER_PORT='abc'"),
@@ -47,7 +49,6 @@ def test_half_of_what_torchrun_sets_is_refused(env, values, said):
     [
         ({}, World()),
         (TORCHRUN, World(1, 1, 2, 2)),
-        ({"RANK": "0"}, World()),
         (TORCHRUN | {"LOCAL_WORLD_SIZE": None}, World(1, 1, 2, 1)),
     ],
 )
@@ -73,7 +74,7 @@ def test_a_port_that_is_taken_and_an_address_that_is_none(env):
 
 
 @pytest.mark.parametrize("flags, said", [
-    (["--n_layer=1e7"], "n_layer=10000000 is more than the 4096 blocks"), (["--n_layer=4097"], "n_layer=4097 is more than"),
+    (["--n_layer=1e7"], "n_layer=10000000 is more than the 1024 blocks"), (["--n_layer=1025"], "n_layer=1025 is more than"),
     (["--gradient_accumulation_steps=1e30"], "beyond 64 bits"), (["--n_embd=" + 400 * "9"], "beyond 64 bits"),
     (["--batch_size=1e400"], "is not a whole number"), (["--max_iters=" + 5000 * "9"], "is not a whole number"),
     (["--batch_size=9000000000000000000"], "the tokens of a step are beyond 64 bits"),
@@ -103,8 +104,8 @@ def test_a_step_that_waits_for_a_processor_is_noticed():
     timer.start()
     timer._started -= 6.0  # six seconds, in which this process did next to nothing
     timer.stop(1)
-    assert timer.waited() > 10 and timer.waited(enough_s=60.0) == 1.0
-    timer.lap_ms()
+    timer.lap_ms()  # whatever the lines of the log
+    assert timer.waited(enough_s=60.0) == 1.0 and timer.waited() > 10
     assert timer.waited() == 1.0
 
 

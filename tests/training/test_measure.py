@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from conftest import TINY_FLAGS, read_events, record_tokenizer, write_dataset
 
+from tokenization.from_tiktoken import BYTE_CHARACTERS
 from tokenization.text_bytes import text_of_ids
 from tokens.loader import evaluated_windows
 from tokens.reader import open_tokens
@@ -26,7 +27,10 @@ def losses(folder) -> list[tuple[float, float]]:
 
 def tokenizer_json(pieces: list[str]) -> str:
     """A byte-level BPE without merges, whose token i is pieces[i]; 0 ends a text."""
-    vocab = {piece: i for i, piece in enumerate(pieces)}
+    vocab = {
+        piece: i
+        for i, piece in enumerate([*pieces, *(c for c in BYTE_CHARACTERS.values() if c not in pieces)])
+    }
     return json.dumps({
         "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
         "added_tokens": [{"id": 0, "content": pieces[0], "special": True}],
@@ -102,7 +106,10 @@ def test_the_text_of_a_split_has_a_digest_that_every_tokenizer_gives(tmp_path):
 
 def test_a_space_that_the_tokenizer_adds_is_no_text(tmp_path):
     record = json.loads(tokenizer_json(["<end>"]))
-    record["model"] |= {"vocab": {"<end>": 0, "\u2581a": 1, "b": 2, "<0x0A>": 3}, "byte_fallback": True}
+    vocab = {"<end>": 0, "\u2581a": 1, "b": 2, "<0x0A>": 3}
+    others = (f"<0x{i:02X}>" for i in range(256) if i != 0x0A)
+    vocab |= {piece: i for i, piece in enumerate(others, 4)}
+    record["model"] |= {"vocab": vocab, "byte_fallback": True}
     record["pre_tokenizer"] = None
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
     steps = [{"type": "Prepend", "prepend": "\u2581"}, spaces]
@@ -110,6 +117,25 @@ def test_a_space_that_the_tokenizer_adds_is_no_text(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(record))
     text, ids = text_of_ids(tmp_path, 0), np.array([1, 1, 2, 3, 0, 1, 0])
     assert text.count(np.array([0, 1, 1, 2, 3, 0, 1]), ids) == len("a ab\n") + len("a")
+
+
+def test_a_space_that_may_be_the_texts_own_gives_no_digest(tmp_path):
+    record = json.loads(tokenizer_json(["<end>", "a"]))
+    record["pre_tokenizer"]["add_prefix_space"] = True
+    (tmp_path / "tokenizer.json").write_text(json.dumps(record))
+    text = text_of_ids(tmp_path, 0)
+    assert text.prefixed and not text.exact
+
+
+@pytest.mark.parametrize("spoil", [
+    lambda record: record.update(pre_tokenizer={"type": "Split", "pattern": {"Regex": "x"}, "behavior": "Removed"}),
+    lambda record: record["model"]["vocab"].pop("b"), lambda record: record["model"].update(type="WordPiece"),
+])  # fmt: skip
+def test_a_tokenizer_that_drops_text_does_not_count_bytes(tmp_path, spoil):
+    record = json.loads(tokenizer_json(["<end>", "a"]))
+    spoil(record)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(record))
+    assert text_of_ids(tmp_path, 0) is None
 
 
 @pytest.mark.parametrize("normalizer", ["Lowercase", "NFKC", "StripAccents"])
@@ -176,7 +202,7 @@ def test_whole_splits_of_one_text_are_known_as_such(dataset, tmp_path):
     """By two tokenizers whose tokens stand for the same bytes; by another text they are not."""
     texts = {}
     for name, letters in (("a", "a"), ("b", "a"), ("c", "c")):
-        folder = with_tokenizer(write_dataset(tmp_path / name), letters)
+        folder = with_tokenizer(write_dataset(tmp_path / name, val_tokens=3000), letters)
         flags = [*TINY_FLAGS, f"--dataset={folder}", f"--out_dir={tmp_path}/r"]
         for tokens in (64, 10_000):
             run = build_run(*load_config([*flags, f"--eval_tokens={tokens}"]))
