@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,17 +24,14 @@ from base.errors import EXIT_STOPPED, input_errors
 from base.fields import knob
 from base.text import log_to_terminal
 from hardware.device import keep_freed_memory, select_device
-from inference.ends import save_generation_config
-from inference.hf.vocabularies import start_from_hf
+from inference.hf.vocabularies import StartFromHF
 from inference.samples import TextSampler
-from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from reporting.dashboard import check_dashboard
 from reporting.instruments import StepProfile, check_profile
 from reporting.journal import Journal
 from training.config import TrainConfig, load_config_and
 from training.optim import learning_rate_at
-from training.parallel import assign_shard
 from training.run import Run, build_run
 from training.sizes import derived_figures
 from training.world import StopSignals, StopVote, World, exit_with, speaks_first
@@ -82,19 +78,11 @@ def train(
 ) -> int:
     """The whole run of one process; returns its exit code. What is wrong with the input is said before a
     file is touched."""
-
-    brought: dict[str, Any] = {}  # generation_config.json of the model that init_from names
-
-    def load_weights(dir_or_id: str, model: ConfigurableGPT, data_folder: Path) -> list[str]:
-        resize, seed = config.resize_vocabulary, config.seed
-        start = start_from_hf(dir_or_id, model, model_config, data_folder, resize, seed, assign_shard)
-        brought.update(start.generation)
-        return start.notes
-
     check_dashboard(config)
+    imported = StartFromHF(model_config, config.resize_vocabulary, config.seed)
     run = build_run(
         model_config, config, world, device,
-        data_root=ROOT / "data", load_weights=load_weights, schedule=schedule,
+        data_root=ROOT / "data", load_weights=imported, schedule=schedule,
     )  # fmt: skip
     check_profile(config.profile, config.max_iters - run.start_step)
     sampler = (
@@ -102,7 +90,7 @@ def train(
     )
     moved = run.open_folder()
     if world.rank == 0 and not config.eval_only:
-        save_generation_config(run.out_dir, brought)
+        imported.save_beside(run.out_dir)
     journal = Journal(run, [Path(sys.argv[0]).name, *argv])
     journal.introduce([*run.notes, *moved])
     reason = "done"
@@ -119,9 +107,8 @@ def train(
 
 def loop(run: Run, journal: Journal, stopping: StopVote, sampler: TextSampler | None) -> str:
     """Evaluate, save, stop, step, log. Returns the reason of its end."""
-    profile = StepProfile(
-        run.config.profile if run.world.rank == 0 else 0, run.out_dir / "profile", run.device
-    )
+    profiled = run.config.profile if run.world.rank == 0 else 0
+    profile = StepProfile(profiled, run.out_dir / "profile", run.device)
     while True:
         if not stopping() and run.evaluation_due and (losses := run.evaluate(stopping)):
             journal.evaluation(losses)

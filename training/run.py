@@ -256,12 +256,8 @@ def build_run(
         model, forward, strategy, optimizers, config, world, device, dtype,
         schedule=schedule, guard=state.guard, scaler=state.grad_scaler,
     )  # fmt: skip
-    notes = [
-        *model_config.notes(),
-        *config.notes(),
-        *config.notes_here(model_config, device.type, world.size),
-    ]
-    notes += [*dataset.notes, *resume_notes]
+    notes = [*model_config.notes(), *config.notes()]
+    notes += [*config.notes_here(model_config, device.type, world.size), *dataset.notes, *resume_notes]
     if not config.eval_only and (note := check_space(out_dir, state_bytes(optimizers), config.keep_last)):
         notes.append(note)
     if no_compiler:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from base.errors import InputError, MissingFile
 from base.text import brief
-from inference.ends import generation_config
+from inference.ends import generation_config, save_generation_config
 from inference.hf.configs import notes_on_config
 from inference.hf.reading import Rows, find_folder, load_hf
 from model_builder import ConfigurableGPT
@@ -22,6 +22,7 @@ from model_config import ModelArchitectureConfig
 from tokenization.from_tiktoken import BYTE_CHARACTERS
 from tokenization.tokenizer_files import TokenizerFiles
 from tokenization.tokenizers import find_tokenizer
+from training.parallel import assign_shard
 
 BYTE_OF = {character: bytes([byte]) for byte, character in BYTE_CHARACTERS.items()}
 RESIZE = "--resize_vocabulary=True"
@@ -32,6 +33,23 @@ class Start(NamedTuple):
 
     notes: list[str]
     generation: dict[str, Any]  # for generation_config.json
+
+
+class StartFromHF:
+    """What build_run calls to fill a model with the weights that init_from='hf:…' names, and what of them the run
+    folder gets."""
+
+    def __init__(self, wanted: ModelArchitectureConfig, resize_vocabulary: bool, seed: int) -> None:
+        self.wanted, self.resize_vocabulary, self.seed = wanted, resize_vocabulary, seed
+        self.generation: dict[str, Any] = {}
+
+    def __call__(self, dir_or_id: str, model: ConfigurableGPT, data_folder: Path) -> list[str]:
+        how = self.resize_vocabulary, self.seed, assign_shard
+        notes, self.generation = start_from_hf(dir_or_id, model, self.wanted, data_folder, *how)
+        return notes
+
+    def save_beside(self, out_dir: Path) -> None:
+        save_generation_config(out_dir, self.generation)
 
 
 def start_from_hf(
