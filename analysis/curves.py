@@ -8,8 +8,7 @@ from itertools import accumulate
 from analysis.alignment import Points
 from analysis.groups import Group, groups_of
 from analysis.logs import BITS, LOSS, is_number
-from analysis.runs import Run, ranking_key
-from analysis.runs import axes_of as axes_of_runs
+from analysis.runs import Run, ranking_key, useful_axes
 
 # Okabe and Ito 2008: told apart by colour-blind readers too. Their yellow is too pale for a line.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -54,7 +53,7 @@ def axes_of(runs: Sequence[Run]) -> list[str]:
     key = ranking_key(runs)
     return [
         axis
-        for axis in axes_of_runs(runs)
+        for axis in useful_axes(runs)
         if axis in ("tokens", "FLOPs") or any(run.curve(key, axis) for run in runs)
     ]
 

@@ -8,16 +8,9 @@ from typing import Any
 
 from analysis.logs import is_number
 from base.text import human
+from training.measure import IDENTITY
 
-# In the order in which a difference is told
-TOLD = {
-    "split": "held-out data",
-    "windows": "evaluated windows",
-    "block_size": "block_size",
-    "document_masking": "document_masking",
-    "dtype": "dtype",
-    "version": "version of nanofoundry",
-}
+TOLD = IDENTITY | {"version": "version of nanofoundry"}  # in the order in which a difference is told
 
 
 def measurement_of(start: Mapping[str, Any]) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def forbidden(runs: Sequence[Run]) -> str | None:
     return why_not_ranked(measurements, by_bytes=ranking_key(runs) == BITS) if measurements else None
 
 
-def axes_of(runs: Sequence[Run]) -> list[str]:
+def useful_axes(runs: Sequence[Run]) -> list[str]:
     """Those of AXES that say something: bytes where the runs differ in the bytes of a token, which is where they are
     not tokens once more."""
     return [axis for axis in AXES if axis != "bytes" or len({run.bytes_per_token for run in runs}) > 1]

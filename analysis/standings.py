@@ -7,7 +7,7 @@ from typing import Any
 from analysis.alignment import Points, common_range, leads_since, value_at
 from analysis.groups import Group, differing, differing_machines, groups_of
 from analysis.noise import is_larger_than_noise, p_of_difference
-from analysis.runs import Run, axes_of, forbidden, ranking_key
+from analysis.runs import Run, forbidden, ranking_key, useful_axes
 
 
 def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def standings(runs: Sequence[Run]) -> list[dict[str, Any]]:
         {"axis": axis, "figure": key, "of": scope, "at": None, "places": [], **on_axis(groups, key, axis)}
         for scope, groups in scopes.items()
         if len(groups) > 1 or (groups and len(groups[0].runs) > 1)
-        for axis in axes_of(evaluated)
+        for axis in useful_axes(evaluated)
     ]
 
 

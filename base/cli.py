@@ -37,7 +37,7 @@ def run(argv: Sequence[str], doc: str, kind: type[Record], work: Callable[[Recor
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Whoever reads the output, as head, may have enough before its end: that is no failure."""
+    """Whoever reads the output, as head, may have enough before its end: that is not a failure."""
     try:
         yield
         sys.stdout.flush()  # while it can still be caught

@@ -131,7 +131,7 @@ class Side:
 
 def ours(subject: Subject, root: Path, config: TrainConfig) -> dict[str, Side]:
     world, state = subject.world, RunState()
-    checkpoints = Checkpoints(root / "ours, async", world, config, None, None)
+    checkpoints = Checkpoints(root / "ours, async", world, config, None)
 
     def save(path: Path, step: int) -> None:
         save_checkpoint(path, subject.tensors, replace(state, step=step), {}, world)

@@ -296,7 +296,7 @@ def test_a_preferred_kernel_is_torchs_first(backend, monkeypatch):
 def test_one_graph_with_a_kernel_that_is_preferred(backend, monkeypatch):
     monkeypatch.setattr(
         attention, "backend_problem", lambda *a: None
-    )  # as on a GPU; torch goes on to what is here
+    )  # as on a GPU; torch then takes what is here
     test_one_graph_under_compile(backend, [])
 
 

@@ -121,7 +121,6 @@ class Dataset:
             "dataset": str(self.folders[0]) if len(self.folders) == 1 else self.name,
             "sources": sources,
             "fingerprint": self.splits["train"].fingerprint,
-            "val_fingerprint": self.splits["val"].fingerprint,
             "bytes_per_token": self.bytes_per_token,
             "train_bytes_per_token": self.splits["train"].mean_bytes_per_token,
             "tokenizer": self.tokenizer,

@@ -39,9 +39,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from base.errors import InputError, MissingFile, one_line, reading
 from base.fields import names
 from base.files import entry, read_json, sha256_of, size_of
-from model_builder import ConfigurableGPT
 from model_config import ModelArchitectureConfig
 from training.optim import allocate_state, optimizer_tensors
+from training.sizes import model_on_meta
 from training.state import RunState, read_config
 from training.world import World
 
@@ -155,8 +155,7 @@ def find_contradiction(path: Path) -> str | None:
         weights = {name: list(t.size) for name, t in stored.items() if "/" not in name}
         moments = {name: list(t.size) for name, t in stored.items() if "/" in name}
         if config["model"] and not config["model"].keys() - names(ModelArchitectureConfig):
-            with torch.device("meta"):
-                model = ConfigurableGPT(ModelArchitectureConfig(**config["model"]))
+            model = model_on_meta(ModelArchitectureConfig(**config["model"]))
             of_model = {name: list(p.shape) for name, p in model.named_parameters()}
             if weights != of_model:
                 name = next(n for n in weights.keys() | of_model if weights.get(n) != of_model.get(n))

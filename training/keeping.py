@@ -36,15 +36,11 @@ class Checkpoints:
         world: World,
         config: TrainConfig,
         best: Mapping[str, Any] | None,
-        source_step: int | None = None,
         stay: Collection[int] = (),
     ) -> None:
         self.out_dir, self.world, self.config = out_dir, world, config
         self.best = best  # {"step", "val_loss"} of the best that is saved
-        self.stay = {
-            source_step,
-            *stay,
-        }  # steps that are kept besides: source_step, which the run resumed from
+        self.stay = set(stay)  # steps whose checkpoints are kept besides
         self._events: list[dict[str, Any]] = []
         self._pending: tuple[Future, Mapping[str, Any] | None, float] | None = None
         if config.async_checkpoint:

@@ -18,8 +18,14 @@ from training.world import World
 
 WINDOWS_AT_ONCE = 1024
 WHOLE = 0.99
-# What two measurements have in common where their numbers may be ranked
-IDENTITY = ("split", "windows", "block_size", "document_masking", "dtype")
+# What two measurements have in common where their numbers may be ranked, and how it is called
+IDENTITY = {
+    "split": "held-out data",
+    "windows": "evaluated windows",
+    "block_size": "block_size",
+    "document_masking": "document_masking",
+    "dtype": "dtype",
+}
 
 
 def measurement(dataset: Dataset, config: TrainConfig, dtype: torch.dtype, world: World) -> dict[str, Any]:

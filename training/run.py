@@ -33,12 +33,12 @@ from training.config import TrainConfig
 from training.evaluate import evaluate
 from training.fp8 import check_fp8
 from training.keeping import Checkpoints, check_space, check_unchanged, set_aside_damaged, set_aside_run
-from training.measure import measurement, same
+from training.measure import measurement
 from training.meters import EnergyMeter, StepTimer
 from training.optim import build_optimizers, learning_rate_at, muon_products, state_bytes
 from training.parallel import Strategy, build_strategy
 from training.sizes import check_memory, model_on_meta
-from training.state import RunState, begin_anew, check_resumable
+from training.state import RunState, check_resumable, take_up
 from training.step import MicroBatch, StepResult, TrainStep
 from training.world import World
 
@@ -77,9 +77,7 @@ class Run:
         self.cut_off = self.source is not None and self._evaluates_at(state.step) and state.val_loss is None
         self.timer = StepTimer(state.trained_s, lambda: wait_for(self.device))
         self.energy = EnergyMeter(self.device, self.world, state.energy_j)
-        self.checkpoints = Checkpoints(
-            self.out_dir, self.world, self.config, state.best, self.saved_step, self.stay
-        )
+        self.checkpoints = Checkpoints(self.out_dir, self.world, self.config, state.best, self.stay)
         self.batches: Iterator[Batch] = self.dataset.loader.prefetched(state.step, self.device)
 
     @property
@@ -295,41 +293,22 @@ def begin(
             f"eval_only=True, but {config.out_dir}/checkpoints holds none: name another --out_dir, or pass "
             "--init_from=scratch to evaluate random weights"
         )
-    state, stay, notes = (
-        RunState(muon_products=muon_products(device), data=data, dtype=str(dtype)[6:]),
-        set(),
-        [],
+    state = RunState(
+        muon_products=muon_products(device), data=data, measurement=measured, dtype=str(dtype)[6:]
     )
+    stay, notes = set(), []
     if source is not None:
         resolved = {"model": asdict(model_config), "train": asdict(config)}
         state, saved = checkpoint.load_state(source)
         notes = check_resumable(source, state, saved, resolved, data["fingerprint"])
-        stay = {state.step}
-        if not same(state.measurement, measured):
-            stay |= {state.best["step"]} if state.best else set()  # for this session
-            notes += measured_anew(state)
-        elif state.measurement.get("bytes") != measured["bytes"]:
-            notes.append(
-                "bytes of text are counted in another way than before: bits per byte before and after do not compare"
-            )
-        notes += begin_anew(state, data, str(dtype)[6:])
+        # What was the best stays for this session, even where the best starts anew
+        stay = {state.step, *([state.best["step"]] if state.best else [])}
+        notes += take_up(state, data, measured, str(dtype)[6:])
         state.origin, state.session = "resume", state.session + 1
     elif config.init_from.startswith("hf:"):
         state.origin = "imported"
-    state.measurement = measured
     state.wandb_run_id = state.wandb_run_id or secrets.token_hex(4)
     return source, state, stay, notes
-
-
-def measured_anew(state: RunState) -> list[str]:
-    """Forgets the losses that an earlier session measured in another way. Notes."""
-    best, state.best, state.val_loss = state.best, None, None
-    if best is None:
-        return []
-    return [
-        f"what is evaluated is not what it was when step {best['step']} was the best, with {best['val_loss']:.4f}: the best "
-        "starts anew"
-    ]
 
 
 def open_dataset(

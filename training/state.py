@@ -12,6 +12,7 @@ from base.fields import MODEL, NUMBERS, differing, effective, knobs, names, type
 from base.files import count_entry, entry, read_json
 from model_config import ModelArchitectureConfig
 from training.config import TrainConfig
+from training.measure import IDENTITY, same
 from training.optim import MuonProducts, learning_rate_at
 
 Origin = Literal["scratch", "resume", "imported", "forked"]
@@ -47,7 +48,6 @@ RECORDS: dict[str, dict[str, tuple[type, ...]]] = {
     "data": {
         "dataset": (str, NoneType),
         "fingerprint": (str,),
-        "val_fingerprint": (str, NoneType),
         "bytes_per_token": (*NUMBER, NoneType),
         "tokenizer": (dict, NoneType),
         "eot_id": (int, NoneType),
@@ -57,7 +57,6 @@ PARTS = {"model": ModelArchitectureConfig, "train": TrainConfig}
 NO_DATA = {
     "dataset": None,
     "fingerprint": "",
-    "val_fingerprint": None,
     "bytes_per_token": None,
     "tokenizer": None,
     "eot_id": None,
@@ -202,21 +201,28 @@ def next_learning_rate(step: int, train: Mapping[str, Any]) -> float | None:
         return None
 
 
-def begin_anew(state: RunState, data: Mapping[str, Any], dtype: str) -> list[str]:
-    """Takes up what this session reads and computes in, in place of what the checkpoint's did. What was
-    measured on another validation split is no longer the best. Notes on what that changes. What an earlier
-    version did not record is not compared."""
-    notes = []
-    before = state.data.get("val_fingerprint")
-    if before is not None and before != data["val_fingerprint"]:
+def take_up(state: RunState, data: Mapping[str, Any], measured: dict[str, Any], dtype: str) -> list[str]:
+    """Takes up what this session reads, measures and computes in, in place of what the checkpoint's did. Losses that
+    were measured in another way are forgotten. Notes on what that changes; what an earlier version did not record is
+    not compared, but for the best, whose windows it chose in another way."""
+    notes, before = [], state.measurement
+    if not same(before, measured):
+        what = " and ".join(
+            words for name, words in IDENTITY.items() if before is None or before.get(name) != measured[name]
+        )
+        best = "" if state.best is None else f" ({state.best['val_loss']:.4f} at step {state.best['step']})"
+        if before is not None or best:
+            notes.append(
+                f"evaluations differ from the checkpoint's in {what}: the best so far{best} is not compared, and starts anew"
+            )
         state.best = state.val_loss = None
+    elif before.get("bytes") != measured["bytes"]:
         notes.append(
-            f"the validation split is another than the checkpoint's (fingerprint {before[:12]} there, "
-            f"{data['val_fingerprint'][:12]} here): losses before and after do not compare, and the best begins anew"
+            "bytes of text are counted in another way: bits per byte before and after do not compare"
         )
     if state.dtype not in (None, dtype):
         notes.append(f"matmuls were in {state.dtype} and are now in {dtype}")
     if dtype == "float16" and not state.grad_scaler:
-        notes.append("the scale of float16's gradients begins anew")
-    state.data, state.dtype = dict(data), dtype
+        notes.append("the scale of float16's gradients starts anew")
+    state.data, state.measurement, state.dtype = dict(data), measured, dtype
     return notes

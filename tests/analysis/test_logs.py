@@ -17,7 +17,7 @@ def test_damaged_lines_are_skipped_and_counted(capsys):
            '{"event": "train", "step": 3, "loss": 3.0, "tokens": 1' + 400 * "0" + "}\n", '{"event": "eval", "st']  # fmt: skip
     write_log("out-a", lines=bad)
     out, _, report = compared(capsys, "out-a")
-    assert report["runs"][0]["damaged_lines"] == 8  # an event of a later version is no damage
+    assert report["runs"][0]["damaged_lines"] == 8  # an event of a later version is not damage
     assert any("damaged lines skipped: 8" in note for note in notes(out))
     assert report["runs"][0]["final_val_loss"] == loss_of(3.0, 100)
 

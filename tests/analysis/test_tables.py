@@ -95,7 +95,7 @@ def test_not_ranked_by_loss_where_one_lacks_bytes(capsys):
 
 
 def test_ranked_by_bits_where_tokenizers_differ(capsys):
-    """A lower loss per token of shorter tokens is no better."""
+    """A lower loss per token of shorter tokens is not better."""
     whole = {"whole": True, "text": "t0"}
     write_log("out-short", floor=2.5, measurement=whole)
     write_log("out-long", floor=3.0, fingerprint="f1", measurement=whole | {"split": "v1", "windows": 70})

@@ -1,7 +1,7 @@
 """Odd flags, JSON files and logs, for a fixed time under a fresh seed: each is taken, passed over or refused as an
 InputError, within seconds; nothing else is ever raised.
 
-    FUZZ_SEED=… FUZZ_SECONDS=600 python -m pytest -o addopts= -s tests/faults/test_fuzz.py      # repeats, or goes on
+    FUZZ_SEED=… FUZZ_SECONDS=600 python -m pytest -o addopts= -s tests/faults/test_fuzz.py      # repeats, or runs longer
 """
 
 import copy

@@ -56,7 +56,6 @@ def test_a_run_reads_its_share_of_both_splits(toy_dataset):
             }
         ],
         "fingerprint": tokens.fingerprint,
-        "val_fingerprint": open_tokens(toy_dataset, "val", VOCAB).fingerprint,
         "bytes_per_token": 3.0,
         "train_bytes_per_token": 3.0,
         "tokenizer": TOKENIZER,

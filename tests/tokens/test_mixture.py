@@ -116,7 +116,7 @@ def test_the_fingerprint_of_a_mixture_has_sources_weights_and_their_order():
     )
     assert (
         mixture("a:0.7,b:0.3").fingerprint == mixture("x:7,y:3").fingerprint
-    )  # names and places are no part of it
+    )  # names and places are not part of it
     a, b = Source(99, 0), Source(99, 1)
     one, other = (Mixture(order, [Fraction(1, 2)] * 2, ["a", "b"]).fingerprint for order in ([a, b], [b, a]))
     assert one != other

@@ -25,7 +25,7 @@ def test_dropout_seeds_differ():
 
 
 def test_the_order_is_the_same_in_every_version():
-    """A checkpoint of yesterday goes on in the order that it began; a change here breaks each run that is
+    """A checkpoint of yesterday resumes in the order in which it began; a change here breaks each run that is
     under way."""
     assert permute(np.arange(10), 10, key=0).tolist() == [3, 6, 0, 4, 2, 9, 7, 1, 8, 5]
     assert permute(np.array([0, 1, 2]), 10**12, key=1337 * 2**32 + 5).tolist() == [

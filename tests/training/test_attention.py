@@ -50,7 +50,7 @@ def test_what_is_not_measured(timed):
     assert choose(device=CPU) == ("auto", {})  # a table
     assert choose(attention_backend="efficient") == ("efficient", {})
     assert choose(train={"document_masking": True}) == ("auto", {})  # flex attention
-    assert choose(saved="sdpa") == ("sdpa", {})  # a run that goes on
+    assert choose(saved="sdpa") == ("sdpa", {})  # a run that resumes
     assert not timed[0]
 
 

@@ -135,7 +135,7 @@ def test_what_was_just_written_is_never_removed(tmp_path, prune):
     model, optimizers = trained()
     for step in (7, 8, 9):
         save(tmp_path, step, model, optimizers)
-    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(keep_last=2), None, None)
+    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(keep_last=2), None)
     state = RunState(step=5)
     checkpoints.save(dict(model.named_parameters()), state, {}, wait=True, prune=prune)
     assert [s for s, _ in checkpoint.list_checkpoints(tmp_path)] == ([5, 8, 9] if prune else [5, 7, 8, 9])
@@ -239,7 +239,7 @@ def test_steps_beyond_eight_digits_keep_their_order(tmp_path):
     assert [s for s, _ in checkpoint.list_checkpoints(tmp_path)] == [5, 99_999_999, 100_000_000]
 
 
-def test_an_optimizer_goes_on_as_if_it_had_never_stopped(tmp_path):
+def test_an_optimizer_continues_as_if_it_had_never_stopped(tmp_path):
     for optimizer in ("adamw", "muon"):
         model, optimizers = trained(optimizer=optimizer)
         path = save(tmp_path / optimizer, 1, model, optimizers)
@@ -271,7 +271,7 @@ def test_what_cannot_be_removed_costs_a_warning(tmp_path, monkeypatch, caplog):
     """As over NFS while sample.py reads the folder: a run of weeks does not end for it."""
     model, optimizers = trained()
     tensors = dict(model.named_parameters()) | optimizer_tensors(model, optimizers)
-    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(keep_last=1), None, None)
+    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(keep_last=1), None)
     plain = shutil.rmtree
 
     def busy(path, *args, **kwargs):
@@ -311,14 +311,14 @@ def test_saves_that_were_cut_off_do_not_fill_the_disk(tmp_path, monkeypatch):
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
     model, optimizers = trained()
     tensors = dict(model.named_parameters()) | optimizer_tensors(model, optimizers)
-    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(keep_last=1), None, None)
+    checkpoints = keeping.Checkpoints(tmp_path, World(), TrainConfig(keep_last=1), None)
     for step, loss in ((1, float("nan")), (2, 3.0), (3, 4.0), (4, float("nan"))):
         checkpoints.save(tensors, RunState(step=step, val_loss=loss), {}, wait=True)
     assert checkpoints.best == {"step": 2, "val_loss": 3.0}
     assert [s for s, _ in checkpoint.list_checkpoints(tmp_path)] == [2, 4]
 
 
-def test_ranks_go_on_from_what_rank_0_sees(tmp_path):
+def test_ranks_resume_from_what_rank_0_sees(tmp_path):
     """A network file system may show one node an older list of folders than another."""
     model, optimizers = trained()
     for step in (1, 2):

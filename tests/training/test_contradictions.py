@@ -107,7 +107,7 @@ def test_files_that_do_not_belong_together(two, caplog):
     assert checkpoint.find_checkpoint(two) == newest
 
 
-def test_a_run_goes_on_from_the_one_before_and_keeps_the_lie_aside(run, two):
+def test_a_run_resumes_from_the_one_before_and_keeps_the_lie_aside(run, two):
     newest = checkpoint.checkpoint_path(two, 6)
     LIES["step"][0](newest)
     sign(newest)

@@ -314,7 +314,7 @@ def test_death_at_every_operation_of_a_save_loses_nothing(tmp_path):
         newest = checkpoint.find_checkpoint(out_dir)
         assert newest is not None and digests(out_dir, int(newest.name[5:])) == good
         found_at.append(int(newest.name[5:]))
-        save(out_dir)  # goes on from whatever was left
+        save(out_dir)  # continues from whatever was left
         assert checkpoint.find_checkpoint(out_dir, 3) == checkpoint.checkpoint_path(out_dir, 3)
         assert [s for s, _ in checkpoint.list_checkpoints(out_dir)] == [2, 3]
         assert not [

@@ -140,8 +140,8 @@ BIT_EXACT = ("dropout, full recomputation", "muon")
 
 @pytest.fixture(scope="module")
 def continued(runs) -> Path:
-    """Every run of the tied variant, gone on from step 10 under every strategy: SOURCE-to-TARGET. And runs
-    gone on to their end under their own: parts-SIZE-STRATEGY-VARIANT."""
+    """Every run of the tied variant, resumed from step 10 under every strategy: SOURCE-to-TARGET. And runs
+    resumed to their end under their own: parts-SIZE-STRATEGY-VARIANT."""
     folder = runs / "continued"
     for size, names in STRATEGIES.items():
         jobs = []
@@ -168,7 +168,7 @@ def continued(runs) -> Path:
 
 @pytest.mark.parametrize("target", WORLDS)
 @pytest.mark.parametrize("source", WORLDS)
-def test_any_checkpoint_goes_on_under_any_strategy(runs, continued, source, target):
+def test_any_checkpoint_resumes_under_any_strategy(runs, continued, source, target):
     of_source, here = (
         runs / "{}-{}-tied".format(*source),
         continued / "{}-{}-to-{}-{}".format(*source, *target),
@@ -185,7 +185,7 @@ def test_any_checkpoint_goes_on_under_any_strategy(runs, continued, source, targ
 
 @pytest.mark.parametrize("variant", BIT_EXACT)
 @pytest.mark.parametrize("size, name", WORLDS)
-def test_going_on_at_the_same_size_is_bit_exact(runs, continued, size, name, variant):
+def test_resuming_at_the_same_size_is_bit_exact(runs, continued, size, name, variant):
     whole, parts = runs / f"{size}-{name}-{variant}", continued / f"parts-{size}-{name}-{variant}"
     then = {e["step"]: (e["loss"], e["grad_norm"]) for e in read_events(whole, "train")}
     now = {e["step"]: (e["loss"], e["grad_norm"]) for e in read_events(parts, "train")}

@@ -14,7 +14,7 @@ from base.files import write_json
 from model_config import ModelArchitectureConfig
 from training.config import TrainConfig
 from training.optim import StepGuard
-from training.state import RECORDS, RunState, begin_anew, check_resumable
+from training.state import RECORDS, RunState, check_resumable, take_up
 
 
 @pytest.fixture
@@ -92,22 +92,45 @@ def test_other_data_is_refused_by_name(tmp_path, state, resolved):
     ]
 
 
-def test_another_validation_split_begins_the_best_anew(state):
-    data = {"dataset": "d", "fingerprint": "f" * 64, "val_fingerprint": "a" * 64}
-    state.best, state.val_loss = {"step": 2, "val_loss": 1.0}, 1.5
-    assert begin_anew(state, data, "float32") == []  # an earlier version did not record it
-    assert (state.best, state.val_loss, state.data) == ({"step": 2, "val_loss": 1.0}, 1.5, data)
-    assert begin_anew(state, data, "float32") == [] and state.best is not None
-    [note] = begin_anew(state, data | {"val_fingerprint": "b" * 64}, "float32")
-    assert "fingerprint aaaaaaaaaaaa there, bbbbbbbbbbbb here" in note and "the best begins anew" in note
+DATA = {"dataset": "d", "fingerprint": "f" * 64}
+MEASURED = {
+    "split": "a" * 64,
+    "windows": 9,
+    "block_size": 16,
+    "document_masking": False,
+    "dtype": "float32",
+    "bytes": 99,
+}
+
+
+def test_losses_of_another_measurement_are_forgotten(state):
+    """And what differs is named, whether or not there was a best."""
+    best = {"step": 2, "val_loss": 1.0}
+    state.best, state.val_loss, state.measurement = best, 1.5, MEASURED
+    assert take_up(state, DATA, dict(MEASURED), "float32") == []
+    assert (state.best, state.val_loss, state.data) == (best, 1.5, DATA)
+    [note] = take_up(state, DATA, MEASURED | {"bytes": 98}, "float32")
+    assert "bytes of text are counted in another way" in note and state.best == best
+    [note] = take_up(state, DATA, MEASURED | {"split": "b" * 64, "windows": 8}, "float32")
+    assert (
+        "in held-out data and evaluated windows: the best so far (1.0000 at step 2) is not compared" in note
+    )
     assert (state.best, state.val_loss) == (None, None)
+    [note] = take_up(state, DATA, MEASURED | {"split": "c" * 64}, "float32")
+    assert "in held-out data and evaluated windows: the best so far is not compared" in note
+
+
+def test_an_earlier_version_recorded_no_measurement(state):
+    assert take_up(state, DATA, MEASURED, "float32") == [] and state.measurement == MEASURED
+    state.best, state.measurement = {"step": 2, "val_loss": 1.0}, None
+    [note] = take_up(state, DATA, MEASURED, "float32")
+    assert "1.0000 at step 2" in note and state.best is None
 
 
 def test_the_type_of_the_matmuls_is_said_where_the_device_chose_it(state):
-    data = {"dataset": "d", "fingerprint": "f" * 64, "val_fingerprint": "a" * 64}
-    assert begin_anew(state, data, "bfloat16") == []
-    assert begin_anew(state, data, "float32") == ["matmuls were in bfloat16 and are now in float32"]
-    assert begin_anew(state, data, "float16")[1] == "the scale of float16's gradients begins anew"
+    assert take_up(state, DATA, MEASURED, "bfloat16") == []
+    assert take_up(state, DATA, MEASURED, "float32") == ["matmuls were in bfloat16 and are now in float32"]
+    assert take_up(state, DATA, MEASURED, "float16")[1] == "the scale of float16's gradients starts anew"
 
 
 @pytest.mark.parametrize("key, value", [
@@ -124,7 +147,7 @@ def test_the_type_of_the_matmuls_is_said_where_the_device_chose_it(state):
     ("grad_scaler", {"scale": 65536.0}),
     ("data", {"dataset": 3}),
     ("data", {"dataset": "d", "fingerprint": None}),
-    ("data", {"dataset": "d", "val_fingerprint": 5}),
+    ("data", {"dataset": 5}),
     ("data", {"dataset": "d", "tokenizer": "gpt2"}),
     ("data", {"dataset": "d", "eot_id": "0"}),
     ("data", {"dataset": "d", "bytes_per_token": "4"}),
@@ -170,8 +193,7 @@ def test_a_state_of_any_contents_is_read_or_refused(tmp_path, place, value):
     except InputError as error:
         assert "\n" not in str(error)
         return
-    data = {"dataset": "d", "fingerprint": "f" * 64, "val_fingerprint": "a" * 64}
-    begin_anew(state, data, "float32")
+    take_up(state, DATA, MEASURED, "float32")
     StepGuard(TrainConfig(), torch.device("cpu"), state.guard)
     torch.amp.GradScaler("cpu", enabled=bool(state.grad_scaler)).load_state_dict(state.grad_scaler)
     assert state.step >= 0 and (state.best is None or math.isfinite(state.best["val_loss"]))
